@@ -1,0 +1,71 @@
+"""What the engine asks of a task and of a data stream. The engine knows these protocols and no audio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+Modules = Mapping[str, nn.Module]
+Update = Callable[[str, Tensor], None]
+"""`update(name, loss)`: backward, guard, clip and one optimiser step of module `name`."""
+
+
+class Media(Protocol):
+    """Where a task puts pictures and sounds of an evaluation. Ranks other than 0 get one that drops them."""
+
+    def audio(self, name: str, wave: Tensor, rate_hz: int) -> None:
+        """Keep `wave` of shape [T] as `name`."""
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Keep a matplotlib figure as `name`."""
+
+
+class Task(Protocol):
+    """One kind of training job."""
+
+    name: str
+    main_module: str
+    """The module whose updates count as steps."""
+    best_metric: str
+    best_is_higher: bool
+
+    def build(self) -> dict[str, nn.Module]:
+        """Fresh modules by name, initialised from torch's current default generator, on the CPU."""
+
+    def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
+        """Optimiser parameter groups of module `name`: dicts with `params` and options such as `weight_decay`."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the task's constants (windows, RIR spectra) to `device`."""
+
+    def step(self, modules: Modules, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """Forward and losses of one micro-batch, calling `update` once or more; returns detached scalars to log."""
+
+    def evaluate(self, modules: Modules, batch: Batch) -> list[dict[str, float]]:
+        """Metrics of each row of a validation batch, in row order. Called in eval mode without gradients."""
+
+    def show(self, modules: Modules, batch: Batch, media: Media) -> None:
+        """Put sounds and pictures of the rows of a validation batch into `media`. Called on rank 0 only."""
+
+
+class Stream(Protocol):
+    """A rank's share of the data. Everything in it is a pure function of the seed and the draw number."""
+
+    fingerprint: str
+    """Identifies the corpora; stored in every checkpoint."""
+
+    def from_draw(self, draw: int) -> Iterator[Batch]:
+        """Endless batches of this rank, the first starting at global draw number `draw`. CPU tensors.
+
+        Every batch has `draw`, int64 of shape [B], the draw number of each row.
+        """
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's share of the fixed validation list, the same number of batches on every rank.
+
+        Every batch has `item`, int64 of shape [B]: the place on the list, or -1 for a row that only fills up.
+        """

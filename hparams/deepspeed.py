@@ -1,0 +1,36 @@
+"""The DeepSpeed configuration that HParams asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hparams.schema import HParams
+
+
+def deepspeed_config(hp: HParams) -> dict[str, Any]:
+    """DeepSpeed configuration dict of `hp`. Keys beyond the first four appear only when a field asks for them.
+
+    `gradient_clipping` is always emitted: DeepSpeed clips at 1.0 where it is absent. Warm-up is linear because
+    DeepSpeed's own default is logarithmic. What the machine asks for is added by the backend, not here.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": hp.batch_size_per_gpu,
+        "optimizer": {"type": "Adam", "params": {"lr": hp.min_lr}},
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {
+                "warmup_min_lr": hp.min_lr,
+                "warmup_max_lr": hp.max_lr,
+                "warmup_num_steps": hp.warmup_steps,
+                "total_num_steps": hp.max_steps,
+                "warmup_type": "linear",
+            },
+        },
+        "gradient_clipping": hp.gradient_clipping,
+    }
+    if hp.zero_stage:
+        config["zero_optimization"] = {"stage": hp.zero_stage}
+    if hp.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    return config

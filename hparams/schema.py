@@ -1,0 +1,202 @@
+"""What a run is: frozen dataclasses with the user's field names and defaults.
+
+`HParams` keeps the flat names of the field's widely used enhancement trainer; `task` is a tagged union
+of per-task dataclasses (`name` is the tag). Types and ranges are checked by pydantic in `hparams.load`;
+rules that span several fields are checked here. Nothing in this package imports the rest of the project.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from hparams.deepspeed import deepspeed_config
+from hparams.stft import StftConfig, loss_resolutions
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decibels = Annotated[float, Field(ge=-120, le=120)]
+
+
+@dataclass(frozen=True)
+class DenoiseHParams:
+    """Task `denoise`: an STFT-mask U-Net learns the clean foreground from a noisy, reverberant mixture."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["denoise"] = "denoise"
+    width: Annotated[
+        int, Field(ge=1, le=256, description="channels of the first U-Net level; 16 gives 10.6 M parameters")
+    ] = 16
+    window_size: Annotated[
+        int, Field(ge=64, description="samples of the model's own STFT window; its hop is hop_size")
+    ] = 1680
+    rir_prob: Annotated[
+        Probability, Field(description="share of examples whose foreground is put into a room")
+    ] = 0.5
+    distort_prob: Annotated[
+        Probability,
+        Field(description="probability of each input distortion (EQ, band limit, overdrive, noise)"),
+    ] = 0.1
+    silence_prob: Annotated[
+        Probability, Field(description="share of examples without foreground, whose target is silence")
+    ] = 0.01
+    level_range_db: Annotated[
+        tuple[Decibels, Decibels], Field(description="RMS of the mixture, dBFS, drawn per example")
+    ] = (-38.0, -14.0)
+    pair_fraction: Annotated[
+        Probability,
+        Field(description="share of examples drawn from pair_dir when it is set; the rest are own mixes"),
+    ] = 1.0
+    l1_weight: Annotated[NonNegativeFloat, Field(description="weight of the waveform L1 loss")] = 1.0
+    stft_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss")
+    ] = 1.0
+    valid_items: Annotated[Positive, Field(description="mixtures on the fixed validation list")] = 64
+    valid_seconds: Annotated[PositiveFloat, Field(description="length of each validation mixture")] = 4.0
+    valid_snr_range_db: Annotated[
+        tuple[Decibels, Decibels], Field(description="SNR range of the validation list")
+    ] = (-5.0, 10.0)
+
+    def __post_init__(self) -> None:
+        _require_order("task.level_range_db", self.level_range_db)
+        _require_order("task.valid_snr_range_db", self.valid_snr_range_db)
+        if self.l1_weight == 0 and self.stft_weight == 0:
+            raise ValueError(
+                "task.l1_weight and task.stft_weight are both 0, so nothing would be learned; set one above 0"
+            )
+
+
+# A second task makes this Annotated[DenoiseHParams | PedalHParams, Field(discriminator="name")].
+TaskHParams = DenoiseHParams
+
+
+@dataclass(frozen=True)
+class HParams:
+    """One training run. The field order is the order of `hparams.yaml` and of the documentation table."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    fg_dir: Annotated[Path, Field(description="corpus of foreground (clean) recordings")] = Path("data/fg")
+    bg_dir: Annotated[Path, Field(description="corpus of backgrounds")] = Path("data/bg")
+    rir_dir: Annotated[Path, Field(description="corpus of room impulse responses")] = Path("data/rir")
+    pair_dir: Annotated[Path | None, Field(description="corpus of ready-made input/target pairs")] = None
+    load_fg_only: Annotated[
+        bool, Field(description="no background and no room: only the distortions are learned away")
+    ] = False
+    praat_augment_prob: Annotated[
+        Probability,
+        Field(description="share of foregrounds given another voice by Praat; needs the [praat] extra"),
+    ] = 0.0
+
+    wav_rate: Annotated[Positive, Field(description="sample rate of corpora and model, Hz")] = 44_100
+    n_fft: Annotated[Positive, Field(description="FFT length of the mel front end")] = 2048
+    win_size: Annotated[Positive, Field(description="window of the mel front end, samples")] = 2048
+    hop_size: Annotated[
+        Positive, Field(description="hop of the mel front end and of the denoiser, samples")
+    ] = 420
+    num_mels: Annotated[Positive, Field(description="mel bands")] = 128
+    stft_magnitude_min: Annotated[
+        PositiveFloat, Field(description="floor of magnitudes before the logarithm")
+    ] = 1e-4
+    preemphasis: Annotated[
+        float, Field(ge=0, lt=1, description="coefficient of y[n] = x[n] - c x[n-1] before the mel front end")
+    ] = 0.97
+    mix_alpha_range: Annotated[
+        tuple[float, float],
+        Field(
+            description="alpha*fg + (1-alpha)*bg on energy-normalised signals: SNR = 20 log10(alpha/(1-alpha)) dB"
+        ),
+    ] = (0.2, 0.8)
+
+    nj: Annotated[
+        NonNegative,
+        Field(
+            description="loader workers per rank, at most; never more than the rank's CPU cores; 0 loads in the main process"
+        ),
+    ] = 64
+    training_seconds: Annotated[PositiveFloat, Field(description="length of a training crop")] = 1.0
+    batch_size_per_gpu: Annotated[Positive, Field(description="examples per rank and step")] = 16
+    min_lr: Annotated[PositiveFloat, Field(description="learning rate at the first step of the warm-up")] = (
+        1e-5
+    )
+    max_lr: Annotated[PositiveFloat, Field(description="learning rate after the warm-up")] = 1e-4
+    warmup_steps: Annotated[Positive, Field(description="steps from min_lr to max_lr")] = 1000
+    max_steps: Annotated[
+        Positive, Field(description="steps of the whole run; the learning rate is back at min_lr there")
+    ] = 1_000_000
+    gradient_clipping: Annotated[
+        NonNegativeFloat, Field(description="largest gradient norm; 0 turns clipping off")
+    ] = 1.0
+
+    task: Annotated[TaskHParams, Field(description="the task and its own values")] = field(
+        default_factory=DenoiseHParams
+    )
+
+    seed: Annotated[NonNegative, Field(description="weights, draws, crops and mixes are functions of it")] = 0
+    valid_seed: Annotated[NonNegative, Field(description="seed of the fixed validation list")] = 0
+    valid_fraction: Annotated[
+        float,
+        Field(gt=0, lt=1, description="share of groups (speakers, recordings, rooms) kept for validation"),
+    ] = 0.1
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        Field(description="bf16 keeps fp32 master weights; autocast on the Accelerate backend"),
+    ] = "fp32"
+    zero_stage: Annotated[Literal[0, 1, 2, 3], Field(description="ZeRO stage of the DeepSpeed backend")] = 0
+    log_every: Annotated[Positive, Field(description="steps between logged lines")] = 10
+    eval_every: Annotated[Positive, Field(description="steps between evaluations")] = 5000
+    save_every: Annotated[Positive, Field(description="steps between checkpoints")] = 1000
+    keep_checkpoints: Annotated[
+        Positive, Field(description="newest checkpoints kept; the best one is kept beside them")
+    ] = 3
+    max_bad_steps: Annotated[
+        Positive, Field(description="skipped steps in a row after which the run ends as diverged (exit 70)")
+    ] = 10
+    data_timeout_seconds: Annotated[
+        PositiveFloat, Field(description="longest wait for one batch before the run fails")
+    ] = 120.0
+
+    def __post_init__(self) -> None:
+        if self.win_size > self.n_fft:
+            raise ValueError(
+                f"win_size {self.win_size} is above n_fft {self.n_fft}; raise n_fft or lower win_size"
+            )
+        low, high = self.mix_alpha_range
+        if not 0 < low <= high < 1:
+            raise ValueError(
+                f"mix_alpha_range is ({low}, {high}); needed 0 < low <= high < 1, such as (0.2, 0.8)"
+            )
+        if self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}; swap them or lower min_lr")
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is not below max_steps {self.max_steps}; "
+                "lower warmup_steps or train for longer"
+            )
+
+    @property
+    def deepspeed_config(self) -> dict[str, Any]:
+        """The DeepSpeed configuration these values ask for; see `hparams.deepspeed`."""
+        return deepspeed_config(self)
+
+    @property
+    def stft_cfgs(self) -> list[StftConfig]:
+        """The three resolutions of the STFT loss; an error at any rate but 44.1 kHz."""
+        return loss_resolutions(self.wav_rate)
+
+    @property
+    def crop_samples(self) -> int:
+        """Length of a training crop in samples."""
+        return round(self.training_seconds * self.wav_rate)
+
+
+def _require_order(key: str, bounds: tuple[float, float]) -> None:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{key} is {bounds}; the first value must not be above the second")
