@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def deepspeed_config(hp: HParams) -> dict[str, Any]:
-    """DeepSpeed configuration dict of `hp`. Keys beyond the first four appear only when a field asks for them.
+    """DeepSpeed configuration dict of `hp`. Keys beyond the first four appear only when a field asks.
 
-    `gradient_clipping` is always emitted: DeepSpeed clips at 1.0 where it is absent. Warm-up is linear because
-    DeepSpeed's own default is logarithmic. What the machine asks for is added by the backend, not here.
+    `gradient_clipping` is always emitted: DeepSpeed clips at 1.0 where it is absent. Warm-up is linear
+    because DeepSpeed's own default is logarithmic. What the machine asks for the backend adds, not HParams.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": hp.batch_size_per_gpu,

@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decibels = Annotated[float, Field(ge=-120, le=120)]
 
@@ -58,6 +59,10 @@ class DenoiseHParams:
     stft_weight: Annotated[
         NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss")
     ] = 1.0
+    si_sdr_weight: Annotated[
+        NonNegativeFloat,
+        Field(description="weight of the negative SI-SDR, in bels; 0 leaves it out"),
+    ] = 0.0
     valid_items: Annotated[Positive, Field(description="mixtures on the fixed validation list")] = 64
     valid_seconds: Annotated[PositiveFloat, Field(description="length of each validation mixture")] = 4.0
     valid_snr_range_db: Annotated[
@@ -67,9 +72,10 @@ class DenoiseHParams:
     def __post_init__(self) -> None:
         _require_order("task.level_range_db", self.level_range_db)
         _require_order("task.valid_snr_range_db", self.valid_snr_range_db)
-        if self.l1_weight == 0 and self.stft_weight == 0:
+        if self.l1_weight == self.stft_weight == self.si_sdr_weight == 0:
             raise ValueError(
-                "task.l1_weight and task.stft_weight are both 0, so nothing would be learned; set one above 0"
+                "task.l1_weight, task.stft_weight and task.si_sdr_weight are all 0, so nothing would be learned; "
+                "set one above 0"
             )
 
 
@@ -111,14 +117,16 @@ class HParams:
     mix_alpha_range: Annotated[
         tuple[float, float],
         Field(
-            description="alpha*fg + (1-alpha)*bg on energy-normalised signals: SNR = 20 log10(alpha/(1-alpha)) dB"
+            description="alpha*fg + (1-alpha)*bg on energy-normalised signals, "
+            "which is an SNR of 20 log10(alpha/(1-alpha)) dB; alpha is drawn per example"
         ),
     ] = (0.2, 0.8)
 
     nj: Annotated[
         NonNegative,
         Field(
-            description="loader workers per rank, at most; never more than the rank's CPU cores; 0 loads in the main process"
+            description="loader workers per rank, at most; never more than the rank's CPU cores; "
+            "0 loads in the main process"
         ),
     ] = 64
     training_seconds: Annotated[PositiveFloat, Field(description="length of a training crop")] = 1.0
@@ -139,8 +147,8 @@ class HParams:
         default_factory=DenoiseHParams
     )
 
-    seed: Annotated[NonNegative, Field(description="weights, draws, crops and mixes are functions of it")] = 0
-    valid_seed: Annotated[NonNegative, Field(description="seed of the fixed validation list")] = 0
+    seed: Annotated[Seed, Field(description="weights, draws, crops and mixes are functions of it")] = 0
+    valid_seed: Annotated[Seed, Field(description="seed of the fixed validation list")] = 0
     valid_fraction: Annotated[
         float,
         Field(gt=0, lt=1, description="share of groups (speakers, recordings, rooms) kept for validation"),

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
-Modules = Mapping[str, nn.Module]
 Update = Callable[[str, Tensor], None]
 """`update(name, loss)`: backward, guard, clip and one optimiser step of module `name`."""
+
+
+class Modules(Mapping[str, nn.Module]):
+    """A task's modules by name, as they are to be called in a step."""
+
+    @abstractmethod
+    def frozen(self, name: str) -> AbstractContextManager[nn.Module]:
+        """Module `name` for the step of another one: it passes gradients on and takes none.
+
+        The generator's step of an adversarial task calls the discriminator so, and only so::
+
+            with modules.frozen("discriminator") as discriminator:
+                loss = adversarial_loss(discriminator(estimate))
+            update("generator", loss)
+        """
 
 
 class Media(Protocol):
@@ -49,11 +65,19 @@ class Task(Protocol):
         """Metrics of each row of a validation batch, in row order. Called in eval mode without gradients."""
 
     def show(self, modules: Modules, batch: Batch, media: Media) -> None:
-        """Put sounds and pictures of the rows of a validation batch into `media`. Called on rank 0 only."""
+        """Put sounds and pictures of the rows of a validation batch into `media`.
+
+        Called in eval mode without gradients, on rank 0 only, or on every rank (whose media drop all but rank
+        0's) where the parameters are split over the ranks.
+        """
 
 
 class Stream(Protocol):
-    """A rank's share of the data. Everything in it is a pure function of the seed and the draw number."""
+    """A rank's share of the data. Everything in it is a pure function of the seed and the draw number.
+
+    Its iterators may have `next_batch(timeout_seconds) -> Batch | None`, which gives up waiting so that a stop
+    request is heard, and `close()`.
+    """
 
     fingerprint: str
     """Identifies the corpora; stored in every checkpoint."""

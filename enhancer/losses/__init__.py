@@ -1,0 +1,1 @@
+"""Losses f(estimate, target) -> scalar, normalised per example: the mean over ranks is the mean over rows."""

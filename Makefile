@@ -1,0 +1,59 @@
+# Everything works from a fresh clone: the environment is made on the first call and kept in .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PRESET ?= base_small
+STEPS  ?= 150
+RUN    ?= runs/demo-$(PRESET)
+# Tests share two cores; one BLAS thread a process keeps them out of each other's way.
+TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+BIN    = $(VENV)/bin
+READY  = $(VENV)/.ready
+
+.PHONY: help env train test test-fast test-long check lint types docs bench clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(READY)  ## the environment in .venv
+
+$(READY): pyproject.toml
+	@echo "== environment: creating $(VENV) with $(PYTHON) and installing (one to five minutes, mostly torch)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"python3 is {v[0]}.{v[1]}; needed 3.10 to 3.12: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --progress-bar off -e '.[dev]'
+	@touch $(READY)
+
+train: env data/fg/dataset.json  ## demo corpora, a short run of the main job, its evaluation
+	@echo "== training: $(STEPS) steps of the preset $(PRESET) into $(RUN); run it again to go on, or stop it with Ctrl-C"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/train.py --hparams $(PRESET) --run-dir $(RUN) \
+		--set max_steps=$(STEPS) --set warmup_steps=20 --set eval_every=$(STEPS) --set save_every=50
+	@echo "== evaluation on the fixed validation list"
+	@$(BIN)/python launch/evaluate.py --run $(RUN) --json $(RUN)/evaluation.json
+	@echo "== done: listen in $(RUN)/samples, look with: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
+
+data/fg/dataset.json: | env
+	@echo "== demo corpora: synthetic voices, notes, noise and rooms into data/ (half a minute)"
+	@$(BIN)/python launch/demo_corpora.py
+
+test: env  ## all tests
+	@echo "== tests"
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: env  ## the tests that take seconds
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not multi"
+
+check: lint types test  ## linters, types, tests
+
+lint: env  ## ruff: style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: env  ## mypy over the four packages
+	@$(BIN)/mypy
+
+docs: env  ## generated documentation and the JSON schema of presets
+	@$(BIN)/python -m hparams.docs
+
+clean:  ## remove caches and build leftovers; keeps .venv, data and runs
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,220 @@
+"""An opened corpus: every sample's place as numpy arrays, and the split into training and validation.
+
+Opening stats each shard and parses each sidecar; no audio is read. `data_shards.verify` reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, hash_texts, parse_dataset
+from data_shards.errors import CorpusError
+from data_shards.format import is_shard_name, members_of
+from data_shards.scan import first_audio_file
+from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
+from data_shards.split import Split, split_groups
+
+
+@dataclass(frozen=True, eq=False)
+class MemberTable:
+    """One member (such as `wav`) of every sample. All arrays have shape [samples].
+
+    offset: int64, where its data start in the tar. size: int64, bytes. crc32: uint32 of those bytes.
+    peak, rms: float32, re full scale.
+    """
+
+    offset: np.ndarray
+    size: np.ndarray
+    crc32: np.ndarray
+    peak: np.ndarray
+    rms: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """All samples of a corpus, in the order of its shards. Arrays have shape [samples]; can be pickled.
+
+    key: int64. shard: int32, row of `shards`. frames: int64, at `rate_hz`. group: int32, row of `groups`.
+    source: int32, row of `sources` (paths relative to the folder that was built from).
+    members: `wav` or `flac`; for pairs `input.wav` and `target.wav` (or `.flac`).
+    """
+
+    folder: Path
+    kind: str
+    rate_hz: int
+    codec: str
+    fingerprint: str
+    shards: tuple[Path, ...]
+    groups: tuple[str, ...]
+    sources: tuple[str, ...]
+    key: np.ndarray
+    shard: np.ndarray
+    frames: np.ndarray
+    group: np.ndarray
+    source: np.ndarray
+    members: dict[str, MemberTable]
+
+    @classmethod
+    def open(cls, folder: Path | str, kind: str, rate_hz: int | None = None) -> Corpus:
+        """Open `folder`, which must hold a finished corpus of `kind` at `rate_hz` (None: any rate).
+
+        Raises CorpusError, saying what to do, when the folder is missing, empty, plain audio, an unfinished
+        build, of another kind or rate, or when a shard or sidecar is missing, cut, or of another file.
+        """
+        folder = Path(folder)
+        info = read_dataset(folder, kind)
+        if info.kind != kind:
+            raise CorpusError(
+                f"{folder} is a corpus of kind {info.kind}, but kind {kind} is needed here. "
+                f"Give the {kind} corpus, or build one: {build_command(kind, 'DIR', Path('data') / kind)}"
+            )
+        if rate_hz is not None and info.rate_hz != rate_hz:
+            raise CorpusError(
+                f"{folder} is at {info.rate_hz} Hz, but {rate_hz} Hz is needed. "
+                f"Rebuild it with --rate {rate_hz}, or set wav_rate to {info.rate_hz}"
+            )
+        sidecars = [read_shard_sidecar(folder, info, shard) for shard in info.shards]
+        for shard in info.shards:
+            check_size(folder, shard)
+        if info.num_samples == 0:
+            raise CorpusError(f"{folder} holds no samples. Rebuild it from audio that is not silent")
+        return _join(folder, info, sidecars)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @property
+    def seconds(self) -> float:
+        """Audio of all samples, seconds (of a pair: of one side)."""
+        return float(self.frames.sum()) / self.rate_hz
+
+    def split(self, valid_fraction: float) -> Split:
+        """Rows for training and for validation, by a stable hash of the group. See `split_groups`.
+
+        Raises CorpusError when there is only one group and the kind is fg or pair.
+        """
+        return split_groups(self.kind, self.groups, self.group, valid_fraction, str(self.folder))
+
+
+def build_command(kind: str, source: Path | str, output: Path | str) -> str:
+    """The shell command that builds a corpus."""
+    target = " --target DIR" if kind == "pair" else ""
+    return f"python launch/build_shards.py {kind} --input {source}{target} --output {output}"
+
+
+def read_dataset(folder: Path, kind: str | None = None) -> DatasetInfo:
+    """`dataset.json` of `folder`. Raises CorpusError with the command to run when there is none."""
+    wanted = kind or "fg"
+    name = f"{kind} corpus" if kind else "corpus"
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise CorpusError(f"The {name} {folder} {what}. Build it: {build_command(wanted, 'DIR', folder)}")
+    path = folder / DATASET_NAME
+    if path.is_file():
+        return parse_dataset(path.read_bytes(), str(path))
+    if not any(folder.iterdir()):
+        raise CorpusError(f"The {name} {folder} is empty. Build it: {build_command(wanted, 'DIR', folder)}")
+    if any(is_shard_name(entry.name) for entry in folder.iterdir()):
+        raise CorpusError(
+            f"{folder} has shards but no {DATASET_NAME}: its build did not finish. "
+            "Run the same build command again; it goes on where it stopped"
+        )
+    if first_audio_file(folder) is not None:
+        raise CorpusError(
+            f"{folder} holds plain audio, not shards. Build a corpus from it and give that instead: "
+            f"{build_command(wanted, folder, Path('data') / wanted)}"
+        )
+    raise CorpusError(
+        f"{folder} is no corpus: it has no {DATASET_NAME}. "
+        f"Build one: {build_command(wanted, 'DIR', Path('data') / wanted)}"
+    )
+
+
+def read_shard_sidecar(folder: Path, info: DatasetInfo, shard: ShardInfo) -> Sidecar:
+    """The sidecar of `shard`. Raises CorpusError when it is missing, broken, or of another shard."""
+    path = sidecar_path(folder / shard.tar)
+    if not path.is_file():
+        raise CorpusError(
+            f"{path} is missing, so the samples of {shard.tar} cannot be found. "
+            "Copy it from where the corpus is whole, or run the build again"
+        )
+    data = path.read_bytes()
+    sidecar = parse_sidecar(data, str(path))
+    expected = (shard.tar, shard.sha256, info.kind, info.rate_hz, info.codec)
+    if (sidecar.tar, sidecar.sha256, sidecar.kind, sidecar.rate_hz, sidecar.codec) != expected:
+        raise CorpusError(
+            f"{path} is the sidecar of another file: {sidecar.tar}, {sidecar.kind}, {sidecar.rate_hz} Hz, "
+            f"sha256 {sidecar.sha256[:12]}…; {DATASET_NAME} wants {shard.tar}, {info.kind}, "
+            f"{info.rate_hz} Hz, sha256 {shard.sha256[:12]}…. Copy the right one, or run the build again"
+        )
+    if hashlib.sha256(data).hexdigest() != shard.sidecar_sha256:
+        raise CorpusError(
+            f"{path} was changed after the build: its sha256 is not the one in {DATASET_NAME}. "
+            "Copy it again from where the corpus is whole, or run the build again"
+        )
+    if hash_texts(sidecar.group) != shard.groups_sha256:
+        raise CorpusError(f"{path} has other groups than {DATASET_NAME} says. Run the build again")
+    return sidecar
+
+
+def check_size(folder: Path, shard: ShardInfo) -> None:
+    """Raise CorpusError when the tar of `shard` is missing or has another size."""
+    path = folder / shard.tar
+    if not path.is_file():
+        raise CorpusError(
+            f"{path} is missing. Copy it from where the corpus is whole, or run the build again"
+        )
+    found = path.stat().st_size
+    if found != shard.size:
+        what = "cut short" if found < shard.size else "too long"
+        raise CorpusError(
+            f"{path} is {what}: {found} bytes, needed {shard.size}. "
+            "Copy it again from where it is whole, or run the build again"
+        )
+
+
+def _join(folder: Path, info: DatasetInfo, sidecars: list[Sidecar]) -> Corpus:
+    groups, group = _codes(name for sidecar in sidecars for name in sidecar.group)
+    sources, source = _codes(name for sidecar in sidecars for name in sidecar.source)
+    key = np.concatenate([np.asarray(sidecar.key, np.int64) for sidecar in sidecars])
+    if np.any(np.diff(key) <= 0):
+        raise CorpusError(f"{folder} has the same key in two shards. Run the build again")
+    return Corpus(
+        folder=folder,
+        kind=info.kind,
+        rate_hz=info.rate_hz,
+        codec=info.codec,
+        fingerprint=info.fingerprint,
+        shards=tuple(folder / shard.tar for shard in info.shards),
+        groups=groups,
+        sources=sources,
+        key=key,
+        shard=np.repeat(np.arange(len(sidecars), dtype=np.int32), [len(sidecar) for sidecar in sidecars]),
+        frames=np.concatenate([np.asarray(sidecar.frames, np.int64) for sidecar in sidecars]),
+        group=group,
+        source=source,
+        members={name: _table(sidecars, name) for name in members_of(info.kind, info.codec)},
+    )
+
+
+def _table(sidecars: list[Sidecar], member: str) -> MemberTable:
+    columns = [sidecar.members[member] for sidecar in sidecars]
+    return MemberTable(
+        offset=np.concatenate([np.asarray(column.offset, np.int64) for column in columns]),
+        size=np.concatenate([np.asarray(column.size, np.int64) for column in columns]),
+        crc32=np.concatenate([np.asarray(column.crc32, np.uint32) for column in columns]),
+        peak=np.concatenate([np.asarray(column.peak, np.float32) for column in columns]),
+        rms=np.concatenate([np.asarray(column.rms, np.float32) for column in columns]),
+    )
+
+
+def _codes(names: Iterable[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The distinct names in order of appearance, and for each name its row among them (int32)."""
+    rows: dict[str, int] = {}
+    codes = np.fromiter((rows.setdefault(name, len(rows)) for name in names), np.int32)
+    return tuple(rows), codes

@@ -1,0 +1,58 @@
+"""What the mix stream needs of the hyper-parameters, as plain values.
+
+Loader workers get this instead of `HParams`: unpickling it imports neither pydantic nor torch, which keeps
+their start short.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hparams.schema import HParams
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """Values of one run; see the fields of the same names in `hparams.schema`."""
+
+    seed: int
+    valid_seed: int
+    rate_hz: int
+    crop_samples: int
+    valid_samples: int
+    valid_items: int
+    snr_range_db: tuple[float, float]
+    valid_snr_range_db: tuple[float, float]
+    level_range_db: tuple[float, float]
+    rir_prob: float
+    distort_prob: float
+    silence_prob: float
+    praat_prob: float
+    pair_fraction: float
+    """Share of draws that are pairs; 0 without a pair corpus."""
+    load_fg_only: bool
+
+    @classmethod
+    def of(cls, hp: HParams) -> MixSettings:
+        """The settings that `hp` asks for."""
+        low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
+        return cls(
+            seed=hp.seed,
+            valid_seed=hp.valid_seed,
+            rate_hz=hp.wav_rate,
+            crop_samples=hp.crop_samples,
+            valid_samples=round(hp.task.valid_seconds * hp.wav_rate),
+            valid_items=hp.task.valid_items,
+            snr_range_db=(low, high),
+            valid_snr_range_db=hp.task.valid_snr_range_db,
+            level_range_db=hp.task.level_range_db,
+            rir_prob=hp.task.rir_prob,
+            distort_prob=hp.task.distort_prob,
+            silence_prob=hp.task.silence_prob,
+            praat_prob=hp.praat_augment_prob,
+            pair_fraction=0.0 if hp.pair_dir is None else hp.task.pair_fraction,
+            load_fg_only=hp.load_fg_only,
+        )

@@ -1,0 +1,219 @@
+"""The data stream of a run: batches of raw crops and drawn mix parameters, in the order of the draws.
+
+`open_stream` opens the corpora that the hyper-parameters name; `MixStream` then gives endless training
+batches from any draw, this rank's share of the fixed validation list, and the constants (room responses)
+that rows refer to. Batches are dicts of CPU tensors: `draw` (or `item`), `fg` and `bg` int16 [B, T], and
+the numbers of `data_shards.mix.NUMBERS`, each [B].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from data_shards.batches import Arrays, BatchPlan, fill_training, validation_arrays
+from data_shards.corpus import Corpus
+from data_shards.loader_pool import WorkerDied, WorkerPool
+from data_shards.mix import MixRecipe, Source
+from data_shards.praat import require_praat
+from data_shards.settings import MixSettings
+
+if TYPE_CHECKING:
+    from hparams.schema import HParams
+
+Batch = dict[str, Tensor]
+# Without Praat a worker makes over a hundred batches of 16 x 1 s a second; eight outrun any device.
+MOST_USEFUL_WORKERS = 8
+
+__all__ = ["BatchIterator", "MixStream", "WorkerDied", "open_stream", "worker_count"]
+
+
+class _InProcess:
+    """Makes batches where they are asked for; stands in for WorkerPool when there are no workers."""
+
+    def __init__(self, recipe: MixRecipe, plan: BatchPlan) -> None:
+        self._recipe, self._plan, self._next_step = recipe, plan, 0
+
+    def next_arrays(self, timeout_seconds: float) -> Arrays | None:
+        arrays = self._plan.empty()
+        fill_training(arrays, self._recipe, self._plan, self._next_step)
+        self._next_step += 1
+        return arrays
+
+    def close(self) -> None:
+        self._recipe.close()
+
+
+class BatchIterator(Iterator[Batch]):
+    """Endless batches. Workers begin to fill their slots when it is made, before the first is asked for."""
+
+    def __init__(self, source: WorkerPool | _InProcess, timeout_seconds: float) -> None:
+        self._source = source
+        self._timeout_seconds = timeout_seconds
+        self._waited_seconds = 0.0
+
+    def __next__(self) -> Batch:
+        """The next batch. Raises TimeoutError after data_timeout_seconds, and what `next_batch` raises."""
+        while (batch := self.next_batch(self._timeout_seconds)) is None:
+            pass
+        return batch
+
+    def next_batch(self, timeout_seconds: float) -> Batch | None:
+        """The next batch, or None when it is not ready within `timeout_seconds`; ask again then.
+
+        Raises: DataError when a shard is damaged (with draw and rank), WorkerDied, OSError, and
+        TimeoutError when the waits for one batch add up to data_timeout_seconds.
+        """
+        start = time.monotonic()
+        arrays = self._source.next_arrays(min(timeout_seconds, self._timeout_seconds - self._waited_seconds))
+        if arrays is not None:
+            self._waited_seconds = 0.0
+            return _tensors(arrays)
+        self._waited_seconds += time.monotonic() - start
+        if self._waited_seconds >= self._timeout_seconds:
+            raise TimeoutError(
+                f"no batch within data_timeout_seconds={self._timeout_seconds:g}: the disk is stalled or the workers "
+                "are too slow; look at the storage, raise nj, or raise data_timeout_seconds"
+            )
+        return None
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the loader workers."""
+        return self._source.pids if isinstance(self._source, WorkerPool) else []
+
+    def close(self) -> None:
+        """Stop the workers. The iterator cannot be used afterwards."""
+        self._source.close()
+
+
+@dataclass(frozen=True, eq=False)
+class MixStream:
+    """One rank's data. See `enhancer.engine.task.Stream`, which this fulfils."""
+
+    recipe: MixRecipe
+    fingerprint: str
+    """sha256 over the fingerprints of the corpora in use."""
+    rank: int
+    world_size: int
+    batch_size: int
+    num_workers: int
+    timeout_seconds: float
+    warnings: tuple[str, ...]
+    """Lines to show the user once, such as that training and validation share the only room."""
+
+    def from_draw(self, draw: int) -> BatchIterator:
+        """Endless batches, the first starting at global draw `draw`. Close it when done with it early."""
+        plan = self._plan(draw, self.recipe.settings.crop_samples)
+        if self.num_workers == 0:
+            return BatchIterator(_InProcess(self.recipe, plan), self.timeout_seconds)
+        return BatchIterator(WorkerPool(self.recipe, plan, self.num_workers), self.timeout_seconds)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's share of the fixed list, as many batches on every rank; `item` is -1 in rows that
+        fill up.
+
+        Made in this process: a list is short, and every byte it reads has its checksum checked. Raises:
+        DataError.
+        """
+        plan = self._plan(0, self.recipe.settings.valid_samples)
+        num_items = self.recipe.settings.valid_items
+        for step in range(-(-num_items // (self.world_size * self.batch_size))):
+            yield _tensors(validation_arrays(self.recipe, plan, step, num_items))
+
+    def item_sources(self, item: int) -> dict[str, str]:
+        """The recordings behind an item of the validation list, by kind, relative to what their corpora were
+        built from.
+        """
+        return self.recipe.valid_sources(item)
+
+    def constants(self) -> dict[str, Tensor]:
+        """`rir`: all room responses, float32 [R, L], direct path 1 at sample 0; R is 0 when no rooms are
+        used.
+        """
+        return {"rir": torch.from_numpy(self.recipe.room_bank())}
+
+    def _plan(self, first_draw: int, frames: int) -> BatchPlan:
+        return BatchPlan(first_draw, self.rank, self.world_size, self.batch_size, frames)
+
+
+def open_stream(
+    hp: HParams,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+) -> MixStream:
+    """Open the corpora that `hp` needs and no others.
+
+    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only, load_fg_only needs fg_dir only.
+
+    Args:
+        hp: hyper-parameters of a denoise run.
+        rank: this process among `world_size`.
+        world_size: processes that share the draws.
+        batch_size: rows of a batch; hp.batch_size_per_gpu when not given.
+        num_workers: loader workers of this rank; `worker_count` when not given; 0 loads in this process.
+
+    Raises: CorpusError, saying what to do, for each folder that is not a corpus as needed; UserError when
+    Praat is asked for and not installed.
+    """
+    if hp.praat_augment_prob > 0:
+        require_praat()
+    settings = MixSettings.of(hp)
+    sources = {}
+    for kind, folder in _needed_folders(hp, settings).items():
+        corpus = Corpus.open(folder, kind, hp.wav_rate)
+        sources[kind] = Source(corpus, corpus.split(hp.valid_fraction))
+    if num_workers is None:
+        num_workers = worker_count(hp, world_size)
+    lines = [f"{kind} {source.corpus.fingerprint}" for kind, source in sorted(sources.items())]
+    return MixStream(
+        recipe=MixRecipe(settings, sources),
+        fingerprint=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        rank=rank,
+        world_size=world_size,
+        batch_size=hp.batch_size_per_gpu if batch_size is None else batch_size,
+        num_workers=num_workers,
+        timeout_seconds=hp.data_timeout_seconds,
+        warnings=tuple(source.split.warning for source in sources.values() if source.split.warning),
+    )
+
+
+def worker_count(hp: HParams, ranks_on_machine: int) -> int:
+    """Loader workers of one rank: hp.nj, but at most the rank's share of the cores this process may use (1
+    at least).
+
+    Also at most MOST_USEFUL_WORKERS unless Praat, which is about a hundred times slower than a crop, is in
+    use.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    share = max(cores // ranks_on_machine, 1)
+    useful = share if hp.praat_augment_prob > 0 else min(share, MOST_USEFUL_WORKERS)
+    return min(hp.nj, useful)
+
+
+def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    if settings.pair_fraction < 1:
+        folders["fg"] = hp.fg_dir
+        if not hp.load_fg_only:
+            folders["bg"] = hp.bg_dir
+            folders["rir"] = hp.rir_dir
+    if settings.pair_fraction > 0 and hp.pair_dir is not None:
+        folders["pair"] = hp.pair_dir
+    return folders
+
+
+def _tensors(arrays: Arrays) -> Batch:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

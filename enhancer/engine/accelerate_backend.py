@@ -1,0 +1,135 @@
+"""Training without a launcher, or under torchrun and `accelerate launch`: Accelerate places and wraps the modules.
+
+CPU (gloo), one GPU, MPS, or data-parallel GPUs. Accelerate does placement, DistributedDataParallel and autocast; the
+optimiser, its learning rate and clipping are ours, and the numbers are those of DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enhancer.engine import distributed
+from enhancer.engine.backend import STATE, WEIGHTS
+from enhancer.engine.clipping import clip_by_norm, gradient_norm
+from enhancer.engine.schedule import learning_rate
+from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights
+from hparams.errors import UserError
+from hparams.schema import HParams
+
+ParamGroups = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def start(hp: HParams) -> Any:
+    """Join the process group that the environment names, if any, and choose the device: an Accelerator."""
+    import os
+
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "accelerate is configured to use DeepSpeed, which would replace this backend. Start with "
+            "`deepspeed launch/train.py`, or use an accelerate configuration without DeepSpeed."
+        )
+    return Accelerator(
+        mixed_precision="bf16" if hp.precision == "bf16" else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=distributed.COLLECTIVE_TIMEOUT)],
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+    )
+
+
+class AccelerateBackend:
+    """Backend on an `accelerator` of `start`: one AdamW a module, parameter groups of the task."""
+
+    name = "accelerate"
+    is_sharded = False
+
+    def __init__(
+        self, accelerator: Any, modules: Mapping[str, nn.Module], groups: ParamGroups, hp: HParams
+    ) -> None:
+        if hp.zero_stage:
+            raise UserError(
+                f"zero_stage is {hp.zero_stage}, which only DeepSpeed has. Start with `deepspeed launch/train.py`, "
+                "or set zero_stage=0."
+            )
+        self.device: torch.device = accelerator.device
+        self._hp = hp
+        self._accelerator = accelerator
+        self.raw_modules = dict(modules)
+        self.modules: dict[str, nn.Module] = {
+            name: accelerator.prepare_model(module) for name, module in modules.items()
+        }
+        self._optimizers = {
+            name: torch.optim.AdamW(
+                [dict(group) for group in groups[name]], lr=hp.min_lr, eps=1e-8, weight_decay=0
+            )
+            for name in modules
+        }
+        self._steps = dict.fromkeys(modules, 0)
+        for name in modules:
+            self._set_learning_rate(name)
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """See Backend."""
+        self._accelerator.backward(loss)
+
+    def step(self, name: str, loss: Tensor) -> float:
+        """See Backend."""
+        parameters = list(self.raw_modules[name].parameters())
+        # The sum is finite only where both are, so the host waits for the device once.
+        norm = gradient_norm(parameters)
+        value = float(norm + 0 * loss.detach().float())
+        if math.isfinite(value):
+            clip_by_norm(parameters, norm, self._hp.gradient_clipping)
+            self._optimizers[name].step()
+            self._steps[name] += 1
+            self._set_learning_rate(name)
+        self._optimizers[name].zero_grad(set_to_none=True)
+        return value
+
+    def learning_rate(self, name: str) -> float:
+        """See Backend."""
+        return self._optimizers[name].param_groups[0]["lr"]
+
+    def save(self, folder: Path) -> None:
+        """See Backend. All ranks hold the same state, so rank 0 writes it."""
+        if not distributed.is_main():
+            return
+        for name, module in self.raw_modules.items():
+            write_weights(folder / WEIGHTS.format(name=name), module.state_dict())
+            state = {"optimizer": self._optimizers[name].state_dict(), "steps": self._steps[name]}
+            write_state(folder / STATE.format(name=name, rank=0), state)
+
+    def load(self, folder: Path) -> None:
+        """See Backend."""
+        for name, module in self.raw_modules.items():
+            module.load_state_dict(read_weights_file(folder / WEIGHTS.format(name=name)))
+            state = read_state(folder / STATE.format(name=name, rank=0))
+            self._optimizers[name].load_state_dict(state["optimizer"])
+            self._steps[name] = state["steps"]
+
+    def describe(self) -> dict[str, Any]:
+        """See Backend."""
+        return {
+            "backend": self.name,
+            "zero_stage": 0,
+            "precision": self._hp.precision,
+            "world_size": distributed.world_size(),
+        }
+
+    def _set_learning_rate(self, name: str) -> None:
+        hp = self._hp
+        rate = learning_rate(
+            self._steps[name],
+            min_lr=hp.min_lr,
+            max_lr=hp.max_lr,
+            warmup_steps=hp.warmup_steps,
+            max_steps=hp.max_steps,
+        )
+        for group in self._optimizers[name].param_groups:
+            group["lr"] = rate

@@ -1,0 +1,64 @@
+"""What the loop asks of a training backend. DeepSpeed and Accelerate stand behind the same few methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS = "{name}.safetensors"
+"""File of a checkpoint with the whole weights of module `name`, as `module.state_dict()` names them."""
+STATE = "{name}.rank{rank}.pt"
+"""File of a checkpoint with the optimiser of module `name` as rank `rank` holds it: tensors and plain values."""
+
+
+class Backend(Protocol):
+    """Modules, their optimisers and learning rates on this rank's device.
+
+    Every method is called by all ranks in the same order; any of them may communicate.
+    """
+
+    name: str
+    """`accelerate` or `deepspeed`."""
+    device: torch.device
+    is_sharded: bool
+    """Parameters are split over the ranks (ZeRO 3), so a forward pass needs all of them."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Modules by name as a training step calls them: wrapped, gradients are averaged over the ranks."""
+
+    @property
+    def raw_modules(self) -> Mapping[str, nn.Module]:
+        """The modules themselves, in the same precision, for evaluation and for a step through a frozen module."""
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """Gradients of the scalar `loss` into module `name`, averaged over the ranks."""
+
+    def step(self, name: str, loss: Tensor) -> float:
+        """Clip, one optimiser step, the next learning rate; returns the global L2 norm of the gradients of
+        `name` before clipping. Where that norm or `loss` is not finite there is no step, the learning rate stays
+        and the result is not finite. Either way the gradients are gone. The same on every rank.
+        """
+
+    def learning_rate(self, name: str) -> float:
+        """Rate of the next step of `name` (its first parameter group)."""
+
+    def save(self, folder: Path) -> None:
+        """Write this backend's own files into the existing `folder`: weights of every module as
+        `NAME.safetensors` (written by rank 0), optimisers and schedules, per rank where they are split.
+
+        Raises OSError where a file cannot be written. Other ranks may still be writing when it returns.
+        """
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, exactly. No code is executed from the files.
+
+        Raises UserError when the files are of another backend, ZeRO stage or world size than this one can read.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for a checkpoint's record: `backend`, `zero_stage`, `precision`, `world_size`."""

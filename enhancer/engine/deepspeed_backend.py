@@ -1,0 +1,220 @@
+"""Training under the `deepspeed` launcher: one DeepSpeed engine a module, ZeRO 0 to 3, fp32 or bf16.
+
+What is asked of DeepSpeed is `hp.deepspeed_config`; this file adds what the machine asks for. Checkpoints are our own
+files: DeepSpeed's loader would execute code from them, and its `latest` may name one that is not whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enhancer.engine import distributed
+from enhancer.engine.accelerate_backend import ParamGroups
+from enhancer.engine.backend import STATE, WEIGHTS
+from enhancer.engine.clipping import clip_by_norm, gradient_norm
+from enhancer.engine.deepspeed_machine import can_use_fused_adam
+from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights
+from hparams.errors import UserError
+from hparams.schema import HParams
+
+NEVER = 1 << 60
+
+
+class DeepSpeedBackend:
+    """Backend on `deepspeed_machine.start`'s process group; `batch_size` is the batch of one rank."""
+
+    name = "deepspeed"
+
+    def __init__(
+        self,
+        device: torch.device,
+        modules: Mapping[str, nn.Module],
+        groups: ParamGroups,
+        hp: HParams,
+        batch_size: int,
+    ) -> None:
+        import deepspeed
+
+        self.device = device
+        self.is_sharded = hp.zero_stage == 3
+        self._hp = hp
+        # DeepSpeed has no gradient norm and no overflow check here, so both and the clipping are ours.
+        self._is_plain = hp.zero_stage == 0 and hp.precision == "fp32"
+        self._refused: set[str] = set()
+        self._engines: dict[str, Any] = {}
+        for name, module in modules.items():
+            buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
+            self._engines[name], *_ = deepspeed.initialize(
+                model=module,
+                model_parameters=[dict(group) for group in groups[name]],
+                config=self._config(batch_size),
+                dist_init_required=False,
+            )
+            if hp.precision == "bf16":
+                _keep_buffers(module, buffers)
+                module.forward = partial(_forward_in_bf16, module.forward, device.type)
+        self.modules: dict[str, nn.Module] = dict(self._engines)
+        self.raw_modules = dict(modules)
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """See Backend."""
+        if not self._is_plain and distributed.world_size() == 1 and not bool(torch.isfinite(loss.detach())):
+            self._refused.add(name)  # ZeRO may find finite gradients under a loss that is not.
+            return
+        self._engines[name].backward(loss)
+
+    def step(self, name: str, loss: Tensor) -> float:
+        """See Backend."""
+        if name in self._refused:
+            self._refused.remove(name)
+            return math.nan
+        engine = self._engines[name]
+        if not self._is_plain:
+            engine.step()
+            return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
+        parameters = list(self.raw_modules[name].parameters())
+        norm = gradient_norm(parameters)
+        value = float(norm + 0 * loss.detach())
+        if math.isfinite(value):
+            clip_by_norm(parameters, norm, self._hp.gradient_clipping)
+            engine.step()
+        else:
+            engine.zero_grad()
+        return value
+
+    def learning_rate(self, name: str) -> float:
+        """See Backend."""
+        return self._engines[name].optimizer.param_groups[0]["lr"]
+
+    def save(self, folder: Path) -> None:
+        """See Backend. Below ZeRO 1 all ranks hold the same state, so rank 0 writes it."""
+        for name, engine in self._engines.items():
+            weights = self._whole_weights(name)
+            if distributed.is_main():
+                write_weights(folder / WEIGHTS.format(name=name), weights)
+            if distributed.is_main() or self._hp.zero_stage:
+                state = {
+                    "optimizer": _plain(engine.optimizer.state_dict()),
+                    "scheduler": engine.lr_scheduler.state_dict(),
+                }
+                write_state(folder / STATE.format(name=name, rank=distributed.rank()), state)
+
+    def load(self, folder: Path) -> None:
+        """See Backend."""
+        for name, engine in self._engines.items():
+            rank = distributed.rank() if self._hp.zero_stage else 0
+            path = folder / STATE.format(name=name, rank=rank)
+            if not path.exists():
+                raise UserError(
+                    f"{path} is missing: the checkpoint was saved at another world size or ZeRO stage"
+                )
+            state = read_state(path)
+            self._load_weights(name, read_weights_file(folder / WEIGHTS.format(name=name)))
+            # What holds code objects was left out on saving; the fresh engine's own are the same.
+            optimizer = {**engine.optimizer.state_dict(), **state["optimizer"]}
+            if self._hp.zero_stage:
+                engine.optimizer.load_state_dict(
+                    [optimizer] * distributed.world_size(),
+                    load_optimizer_states=True,
+                    load_from_fp32_weights=True,
+                )
+            else:
+                engine.optimizer.load_state_dict(optimizer)
+            engine.lr_scheduler.load_state_dict(state["scheduler"])
+
+    def describe(self) -> dict[str, Any]:
+        """See Backend."""
+        return {
+            "backend": self.name,
+            "zero_stage": self._hp.zero_stage,
+            "precision": self._hp.precision,
+            "world_size": distributed.world_size(),
+        }
+
+    def _config(self, batch_size: int) -> dict[str, Any]:
+        """`hp.deepspeed_config` with what this machine and this backend ask for."""
+        config = self._hp.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = batch_size
+        config["steps_per_print"] = NEVER
+        # torch's AdamW decays weights unless told not to; DeepSpeed's own Adam does not.
+        config["optimizer"]["params"] |= {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+        if not can_use_fused_adam():
+            config["optimizer"]["params"]["torch_adam"] = True
+        if self._is_plain:
+            config["gradient_clipping"] = 0.0
+        return config
+
+    def _whole_weights(self, name: str) -> dict[str, Tensor]:
+        """Weights and buffers of `name` on rank 0, gathered one by one where they are split."""
+        module = self.raw_modules[name]
+        if not self.is_sharded:
+            return module.state_dict()
+        import deepspeed
+
+        weights = {}
+        for key, value in module.state_dict(keep_vars=True).items():
+            if not isinstance(value, nn.Parameter):
+                weights[key] = value
+                continue
+            with deepspeed.zero.GatheredParameters([value]):
+                if distributed.is_main():
+                    weights[key] = value.detach().to("cpu", copy=True)
+        return weights
+
+    def _load_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        module = self.raw_modules[name]
+        if not self.is_sharded:
+            module.load_state_dict(weights)
+            return
+        # Split parameters are restored from the optimiser's own part of them; buffers are whole everywhere.
+        for key, value in module.state_dict(keep_vars=True).items():
+            if not isinstance(value, nn.Parameter):
+                value.copy_(weights[key])
+
+
+def _forward_in_bf16(forward: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """`forward` under bf16 autocast with float32 results: DeepSpeed converts weights, but no inputs."""
+    with torch.autocast(device_type, dtype=torch.bfloat16):
+        output = forward(*args, **kwargs)
+    return _to_float32(output)
+
+
+def _to_float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype == torch.bfloat16 else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_float32(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _to_float32(item) for key, item in value.items()}
+    return value
+
+
+def _keep_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Put back the float32 buffers that DeepSpeed rounded with the weights: windows and filters are no weights."""
+    for key, buffer in module.named_buffers():
+        buffer.data = buffers[key].to(buffer.device)
+
+
+_DROPPED = object()
+
+
+def _plain(value: Any) -> Any:
+    """`value` on the CPU without what is neither tensor nor plain value: such entries of dicts are left out."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, dict):
+        entries = {key: _plain(item) for key, item in value.items()}
+        return {key: item for key, item in entries.items() if item is not _DROPPED}
+    if type(value) in (list, tuple):
+        items = [_plain(item) for item in value]
+        return _DROPPED if any(item is _DROPPED for item in items) else type(value)(items)
+    return _DROPPED

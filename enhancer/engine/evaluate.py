@@ -1,0 +1,125 @@
+"""Evaluation of the live weights on the fixed validation list, shared by all ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from enhancer.engine import distributed, rng
+from enhancer.engine.backend import Backend
+from enhancer.engine.batches import raise_failures
+from enhancer.engine.guard import Flags
+from enhancer.engine.stop import Stop
+from enhancer.engine.task import Batch, Media, Stream, Task
+from enhancer.engine.update import StepModules
+
+Row = dict[str, float]
+
+NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of a metric over the validation list with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of every item of the validation list, in its order, the same on every rank."""
+
+    rows: list[Row]
+    """One for each item: `item` and the task's metrics."""
+    summary: dict[str, Interval]
+    seconds: float
+
+
+def evaluate(task: Task, stream: Stream, backend: Backend, stop: Stop, media: Media) -> Evaluation | None:
+    """Metrics of the validation list, or None when a stop request made all ranks give it up.
+
+    The first batch is given to the task's `show`. Neither the modules' modes nor the random generators of training
+    are changed by it. Raises DataFailure on every rank when validation data of any rank fail.
+    """
+    started = time.perf_counter()
+    modules = StepModules(backend.raw_modules, backend.raw_modules)
+    with _evaluating(modules):
+        rows = _rows_of_this_rank(task, stream, backend, modules, stop, media)
+    if rows is None:
+        return None
+    gathered = sorted(
+        (row for part in distributed.all_gather(rows) for row in part), key=lambda row: row["item"]
+    )
+    if not gathered:
+        raise_failures("the validation list is empty; raise valid_fraction or give more recordings")
+    return Evaluation(gathered, summarise(gathered), time.perf_counter() - started)
+
+
+def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
+    """Mean and 95 % percentile-bootstrap interval of each metric. A row where a metric is NaN does not count for it."""
+    summary = {}
+    for name in rows[0]:
+        if name == "item":
+            continue
+        values = np.array([row[name] for row in rows], dtype=np.float64)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            summary[name] = Interval(float("nan"), float("nan"), float("nan"))
+            continue
+        picks = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
+        low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+        summary[name] = Interval(float(values.mean()), float(low), float(high))
+    return summary
+
+
+def _rows_of_this_rank(
+    task: Task, stream: Stream, backend: Backend, modules: StepModules, stop: Stop, media: Media
+) -> list[Row] | None:
+    rows: list[Row] = []
+    is_first = True
+    for batch, failure in _checked(stream):
+        agreed = Flags(is_stopping=stop.is_requested, is_missing=bool(failure)).agreed()
+        if agreed.is_missing:
+            raise_failures(failure)
+        if agreed.is_stopping:
+            return None
+        on_device = {key: value.to(backend.device) for key, value in batch.items()}
+        metrics = task.evaluate(modules, on_device)
+        items = batch["item"].tolist()
+        rows += [{"item": item, **row} for item, row in zip(items, metrics, strict=True) if item >= 0]
+        if is_first and (distributed.is_main() or backend.is_sharded):
+            task.show(modules, on_device, media)
+        is_first = False
+    return rows
+
+
+def _checked(stream: Stream) -> Iterator[tuple[Batch, str]]:
+    """Validation batches with an empty text; a failure ends them with its own text."""
+    try:
+        for batch in stream.validation():
+            yield batch, ""
+    except (ValueError, OSError, RuntimeError) as error:
+        yield {}, f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _evaluating(modules: StepModules) -> Iterator[None]:
+    """Eval mode without gradients; modes and random generators are put back as they were."""
+    modes = [(part, part.training) for module in modules.values() for part in module.modules()]
+    generators = rng.capture()
+    for module in modules.values():
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        rng.restore(generators)

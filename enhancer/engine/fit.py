@@ -1,0 +1,108 @@
+"""The training loop: from a state to the last step, a stop request, or divergence."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+from torch import Tensor
+
+from enhancer.engine import distributed, rng
+from enhancer.engine.batches import Batches, raise_failures
+from enhancer.engine.clock import Clock, crossed
+from enhancer.engine.guard import Flags, StepAborted
+from enhancer.engine.job import Job, Outcome
+from enhancer.engine.milestones import diverged, end, evaluate_if_due, log_step, save
+from enhancer.engine.state import State
+from enhancer.engine.task import Batch
+from enhancer.engine.update import StepModules, Update
+
+
+def fit(job: Job, state: State) -> Outcome:
+    """Train `job` on from `state` to `max_steps`. Called by every rank, with the same outcome.
+
+    Raises DataFailure when the data of any rank fail and SaveError when a checkpoint cannot be written, on all
+    ranks alike. Weights are finite whenever it returns or raises one of these.
+    """
+    hp = job.hp
+    saved_step = state.step
+    clock = Clock(job.global_batch, job.seconds_per_example)
+    update = Update(job.backend, job.task.main_module, job.stop)
+    job.run.status("running", state.step)
+    state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
+    with closing(Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)) as batches:
+        while state.step < hp.max_steps and not is_stopping:
+            before = state
+            clock.start()
+            batch = batches.next()
+            if not _all_have_one(job, batches, batch):
+                is_stopping = True
+                break
+            rate = job.backend.learning_rate(job.task.main_module)
+            metrics = _step(job, update, batches, batch)
+            if metrics is None:
+                is_stopping = True
+                break
+            state = _advance(state, update, job.global_batch)
+            clock.stop(batches.wait_seconds)
+            for text in update.skipped:
+                job.monitor.event(state.step, "skipped", f"step after {state.step} skipped: {text}")
+            if state.bad_in_a_row >= hp.max_bad_steps:
+                return diverged(job, state, batch)
+            if state.step > before.step and (
+                before.step == 0 or crossed(before.step, state.step, hp.log_every)
+            ):
+                log_step(job, state, update, metrics, {"learning_rate": rate, **clock.read()})
+            job.monitor.progress(state.step)
+            is_stopping = update.is_stopping
+            if not is_stopping:
+                state, is_stopping = evaluate_if_due(job, state)
+            if crossed(saved_step, state.step, hp.save_every):
+                saved_step = save(job, state)
+    if state.step > saved_step:
+        save(job, state)
+    if is_stopping:
+        reasons = [reason for reason in distributed.all_gather(job.stop.reason) if reason]
+        return end(job, Outcome("preempted", state, reasons[0] if reasons else "asked to stop"))
+    return end(job, Outcome("finished", state))
+
+
+def _all_have_one(job: Job, batches: Batches, batch: Batch | None) -> bool:
+    """False when a rank was told to stop while waiting for its batch. Raises DataFailure when data failed.
+
+    Later than the first batch a rank without one joins the others in a step with its last, and they find out in
+    the agreement that every step has anyway.
+    """
+    if distributed.world_size() > 1 and batches.num_waits > 1:
+        return True
+    if not Flags(is_missing=batch is None).agreed().is_missing:
+        return True
+    raise_failures(batches.failure)
+    return False
+
+
+def _step(job: Job, update: Update, batches: Batches, batch: Batch | None) -> dict[str, Tensor] | None:
+    """Metrics of one guarded step, None when a rank was told to stop while waiting for its batch."""
+    generators = rng.capture()
+    update.begin(is_missing=batch is None)
+    present = batch or batches.last
+    assert present is not None, "the first batch is agreed on before it is used"
+    on_device = {key: value.to(job.backend.device, non_blocking=True) for key, value in present.items()}
+    modules = StepModules(job.backend.modules, job.backend.raw_modules)
+    try:
+        return job.task.step(modules, on_device, update)
+    except StepAborted:
+        rng.restore(generators)
+        raise_failures(batches.failure)
+        return None
+
+
+def _advance(state: State, update: Update, global_batch: int) -> State:
+    is_bad = bool(update.skipped)
+    return replace(
+        state,
+        step=state.step + update.main_steps,
+        draws=state.draws + global_batch,
+        skipped=state.skipped + is_bad,
+        bad_in_a_row=state.bad_in_a_row + 1 if is_bad else 0,
+    )

@@ -1,0 +1,46 @@
+"""What a run consists of, and how it may end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enhancer.engine.backend import Backend
+from enhancer.engine.checkpoint import Checkpoints
+from enhancer.engine.monitor import Monitor
+from enhancer.engine.run import EXIT_CODES, Run
+from enhancer.engine.state import State
+from enhancer.engine.stop import Stop
+from enhancer.engine.task import Stream, Task
+from hparams.schema import HParams
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that training works with."""
+
+    hp: HParams
+    task: Task
+    stream: Stream
+    backend: Backend
+    run: Run
+    checkpoints: Checkpoints
+    monitor: Monitor
+    stop: Stop
+    global_batch: int
+    """Examples of one batch over all ranks."""
+    seconds_per_example: float = 0.0
+    """Length of an example, for the logged speed; 0 where it has none."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `finished`, `preempted` or `diverged`."""
+
+    status: str
+    state: State
+    reason: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 finished, 70 diverged, 75 preempted."""
+        return EXIT_CODES[self.status]

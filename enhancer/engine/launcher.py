@@ -1,0 +1,59 @@
+"""Who started this process, read from the environment that the launchers set. The one place that reads it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process came to be."""
+
+    backend: str
+    """The backend that goes with the launcher: `deepspeed` or `accelerate`."""
+    local_world_size: int
+    """Ranks on this machine."""
+    num_ancestors: int
+    """How many of the processes above belong to the launcher, so that their end is the end of the run."""
+    has_user_threads: bool
+    """Whether the number of threads was set by the user and not by the launcher."""
+
+
+def detect() -> Launch:
+    """Tell the `deepspeed` launcher, torchrun, `accelerate launch` and a plain start apart.
+
+    torchrun (which `accelerate launch` uses for several processes) names its run; DeepSpeed's launch.py sets
+    CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks.
+    """
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        size = int(environment["LOCAL_WORLD_SIZE"])
+        return Launch("accelerate", size, 1, _has_user_threads())
+    if {"RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"} <= environment.keys():
+        return Launch("deepspeed", int(environment["LOCAL_SIZE"]), 2, _has_user_threads())
+    if "ACCELERATE_MIXED_PRECISION" in environment:
+        return Launch("accelerate", 1, 1, _has_user_threads())
+    return Launch("accelerate", 1, 0, "OMP_NUM_THREADS" in environment)
+
+
+def _has_user_threads() -> bool:
+    """Whether OMP_NUM_THREADS was there before the launcher: torchrun and Accelerate set it to 1 by themselves."""
+    import psutil
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    try:
+        return "OMP_NUM_THREADS" in psutil.Process().parents()[0].environ()
+    except (psutil.Error, IndexError):
+        return True
+
+
+def set_threads(launch: Launch) -> None:
+    """Share the cores among the ranks of a machine that has nothing else to compute on."""
+    import torch
+
+    if launch.local_world_size == 1 or launch.has_user_threads or torch.cuda.is_available():
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // launch.local_world_size))

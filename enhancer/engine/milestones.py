@@ -1,0 +1,88 @@
+"""What happens between steps: a logged line, an evaluation, a checkpoint, the end of the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from enhancer.engine import distributed
+from enhancer.engine.clock import crossed
+from enhancer.engine.evaluate import evaluate
+from enhancer.engine.guard import save_replay
+from enhancer.engine.job import Job, Outcome
+from enhancer.engine.state import State
+from enhancer.engine.task import Batch
+from enhancer.engine.update import Update
+
+
+def log_step(
+    job: Job, state: State, update: Update, metrics: dict[str, Tensor], values: dict[str, float]
+) -> None:
+    """One logged line; metrics are means over the ranks."""
+    means = distributed.all_mean(torch.stack([value.detach().float() for value in metrics.values()]).tolist())
+    norms = {
+        "gradient_norm" if name == job.task.main_module else f"gradient_norm_{name}": norm
+        for name, norm in update.gradient_norms.items()
+    }
+    line = dict(zip(metrics, means, strict=True)) | norms | values
+    job.monitor.log(state.step, {**line, "draws": state.draws, "skipped": state.skipped})
+    job.run.status("running", state.step)
+
+
+def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
+    """The state after the evaluation that is due, if one is, and whether a stop request cut it short."""
+    is_last = state.step >= job.hp.max_steps and state.evaluated < state.step
+    if not (is_last or crossed(state.evaluated, state.step, job.hp.eval_every)):
+        return state, False
+    job.monitor.say(f"evaluating at step {state.step}")
+    media = job.monitor.media(state.step)
+    evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media)
+    if evaluation is None:
+        job.monitor.event(state.step, "evaluation_abandoned", "evaluation given up: asked to stop")
+        return state, True
+    summary = {name: (each.mean, each.low, each.high) for name, each in evaluation.summary.items()}
+    job.monitor.evaluation(state.step, summary, evaluation.rows, evaluation.seconds)
+    value = evaluation.summary[job.task.best_metric].mean
+    state = replace(state, evaluated=state.step)
+    if not _is_better(value, state.best, job.task.best_is_higher):
+        return state, False
+    state = replace(state, best=value, best_step=state.step)
+    job.checkpoints.save(state, job.backend, is_best=True)
+    return state, False
+
+
+def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool:
+    if value != value:
+        return False
+    return best is None or (value > best if is_higher_better else value < best)
+
+
+def save(job: Job, state: State) -> int:
+    """Publish a checkpoint of `state`; its step."""
+    folder = job.checkpoints.save(state, job.backend)
+    job.monitor.event(state.step, "saved", f"checkpoint {folder.name} saved")
+    return state.step
+
+
+def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:
+    """End without a checkpoint: one would only go on into the same batches."""
+    if batch is not None:
+        save_replay(job.run.folder, state.step, batch)
+    reason = (
+        f"{state.bad_in_a_row} steps in a row had a loss or gradient that is not finite; the last batch is in "
+        f"{job.run.folder}/diverged-{state.step:07d}-rank*.safetensors. Lower max_lr or look at those examples."
+    )
+    return end(job, Outcome("diverged", state, reason))
+
+
+def end(job: Job, outcome: Outcome) -> Outcome:
+    """Write down how the run ended; `outcome`."""
+    text = f"{outcome.status} at step {outcome.state.step}" + (
+        f": {outcome.reason}" if outcome.reason else ""
+    )
+    job.monitor.event(outcome.state.step, outcome.status, text)
+    distributed.barrier()  # A launcher ends the other ranks as soon as one is gone.
+    job.run.status(outcome.status, outcome.state.step, outcome.reason)
+    return outcome

@@ -1,0 +1,107 @@
+"""Whether and how a checkpoint can be gone on from, and weights of another run to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from enhancer.engine.backend import WEIGHTS
+from enhancer.engine.checkpoint import BEST, LATEST, Checkpoint
+from enhancer.engine.weights import read_weights_file
+from hparams.errors import UserError
+from hparams.schema import HParams
+
+
+def batch_per_rank(record: Mapping[str, Any], world_size: int) -> int:
+    """Examples per rank that keep the recorded global batch on `world_size` ranks.
+
+    Raises UserError, naming the numbers of ranks that would do, when it does not divide.
+    """
+    global_batch = int(record["global_batch"])
+    if global_batch % world_size:
+        fitting = [count for count in range(1, global_batch + 1) if global_batch % count == 0]
+        raise UserError(
+            f"the run has a global batch of {global_batch} examples, which {world_size} ranks cannot share "
+            f"evenly; start {_listed(fitting)} ranks"
+        )
+    return global_batch // world_size
+
+
+def check_resume(
+    checkpoint: Checkpoint,
+    hp: HParams,
+    describe: Mapping[str, Any],
+    fingerprint: str,
+    allow_data_change: bool = False,
+) -> None:
+    """Refuse, before anything is lost, to go on where the outcome would not be the same run.
+
+    `describe` is what `Backend.describe` gives now, `fingerprint` that of the data stream. Raises UserError.
+    """
+    name, step, record = checkpoint.folder.name, checkpoint.state.step, checkpoint.record
+    if hp.max_steps < step:
+        raise UserError(
+            f"max_steps is {hp.max_steps}, but the run has {step} steps behind it ({name}); "
+            f"set max_steps to {step} or more, or start afresh with another --run-dir"
+        )
+    if record["backend"] != describe["backend"]:
+        raise UserError(
+            f"{name} was saved by the {record['backend']} backend, this is {describe['backend']}; "
+            f"{_start_text(record['backend'])}, or take its weights into another run by --init-from"
+        )
+    for key in ("zero_stage", "precision"):
+        if record[key] != describe[key]:
+            raise UserError(
+                f"{name} was saved with {key} {record[key]}, this run has {describe[key]}; "
+                f"set {key} to {record[key]}, or take the weights into another run by --init-from"
+            )
+    if record["zero_stage"] and record["world_size"] != describe["world_size"]:
+        raise UserError(
+            f"{name} was saved with ZeRO stage {record['zero_stage']} on {record['world_size']} ranks, which "
+            f"split the optimiser between them; this run has {describe['world_size']}. "
+            f"Start {record['world_size']} ranks, or take the weights into another run by --init-from"
+        )
+    if record["fingerprint"] != fingerprint and not allow_data_change:
+        raise UserError(
+            f"{name} was trained on corpora with the fingerprint {record['fingerprint']}, the ones given now "
+            f"have {fingerprint}; give the same corpora, or say --allow-data-change to go on with new ones"
+        )
+
+
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """Weights of module `name` in `path`; no code of the file is executed. Raises UserError.
+
+    `path` is a run folder (its best checkpoint, else its latest), a checkpoint folder or a .safetensors file.
+    """
+    return read_weights_file(_weights_file(path, WEIGHTS.format(name=name)))
+
+
+def _weights_file(path: Path, file_name: str) -> Path:
+    if path.is_file():
+        return path
+    checkpoints = path / "checkpoints"
+    for pointer in (BEST, LATEST):
+        if (checkpoints / pointer).is_file():
+            # Only the last part counts, so that a pointer cannot lead out of the folder.
+            path = checkpoints / Path((checkpoints / pointer).read_text("utf-8").strip()).name
+            break
+    if not (path / file_name).is_file():
+        raise UserError(
+            f"{path}: no {file_name} there; needed a run folder with a checkpoint, a checkpoint folder, "
+            "or a .safetensors file"
+        )
+    return path / file_name
+
+
+def _listed(counts: list[int]) -> str:
+    words = [str(count) for count in counts]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _start_text(backend: str) -> str:
+    if backend == "deepspeed":
+        return "start it with `deepspeed launch/train.py`"
+    return "start it with `python launch/train.py`, torchrun or `accelerate launch`"

@@ -1,0 +1,201 @@
+"""The folder of a run: its resolved hyper-parameters, its status, the lock that keeps a second one out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from enhancer.engine import atomic, distributed, records
+from enhancer.engine.manifest import DamagedCheckpoint, committed, read_manifest
+from hparams.errors import UserError
+from hparams.load import difference, dump, load
+from hparams.schema import HParams
+
+HPARAMS = "hparams.yaml"
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
+STOP = "STOP"
+_LOCK = ".lock"
+
+EXIT_CODES = {"finished": 0, "failed": 1, "diverged": 70, "preempted": 75}
+
+# These do not change what is learned. Of the corpora only the place may change: every checkpoint holds their
+# fingerprint. max_steps bends the rest of the learning rate, as asked for.
+MAY_CHANGE = {
+    *("nj", "log_every", "eval_every", "save_every", "keep_checkpoints", "data_timeout_seconds"),
+    *("max_steps", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
+}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+class Run:
+    """An opened run folder. Rank 0 writes; the other ranks call the same methods, which do nothing there."""
+
+    def __init__(self, folder: Path, max_steps: int, changes: list[tuple[str, Any, Any]]) -> None:
+        self.folder = folder
+        self.changes = changes
+        """(key, old value, new value) of what this command changed in the run."""
+        self._max_steps = max_steps
+        self._started = _now()
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, folder: Path, hp: HParams) -> Run:
+        """Make or go on in `folder` with `hp`. Called by all ranks.
+
+        Raises UserError on all ranks alike: the folder cannot be written, another process trains in it, or it
+        holds a run of other hyper-parameters than may change.
+        """
+        world_size = distributed.world_size()
+        lock, changes = distributed.on_main(lambda: _prepare(folder, hp, world_size))
+        run = cls(folder, hp.max_steps, changes)
+        run._lock = lock if distributed.is_main() else None
+        return run
+
+    def status(self, state: str, step: int, reason: str = "", exit_code: int | None = None) -> None:
+        """Replace `status.json`. `state` is running, finished, preempted, diverged or failed."""
+        if not distributed.is_main():
+            return
+        content = {
+            "state": state,
+            "step": step,
+            "max_steps": self._max_steps,
+            "reason": reason,
+            "exit_code": EXIT_CODES.get(state) if exit_code is None else exit_code,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._started,
+            "updated": _now(),
+        }
+        write_status(self.folder / STATUS, records.encode(content, indent=1) + "\n", state != "running")
+
+    def has_stop_file(self) -> bool:
+        """Whether someone asked by a STOP file that the run ends."""
+        return (self.folder / STOP).exists()
+
+    def clear_stop_file(self) -> None:
+        """Remove the STOP file that ended the run before."""
+        if distributed.is_main():
+            (self.folder / STOP).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others into the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def write_status(path: Path, text: str, is_durable: bool) -> None:
+    """Replace the status file by `text`, also on a full disk, of which it may have to tell."""
+    try:
+        atomic.write_text(path, text, is_durable)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not path.exists():
+            raise
+        # A status written over the old one needs no new block. It beats one that says "running" for ever.
+        with path.open("r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
+
+
+def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[tuple[str, Any, Any]]]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(folder)
+        try:
+            return lock, _write_hparams(folder, hp, world_size)
+        except BaseException:
+            os.close(lock)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"the run folder {folder} cannot be written ({error.strerror}); "
+            "give another --run-dir or make it writable"
+        ) from error
+
+
+def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[tuple[str, Any, Any]]:
+    path = folder / HPARAMS
+    if not path.exists():
+        atomic.write_text(path, dump(hp))
+        return []
+    changes = _accepted_changes(folder, path, hp, world_size)
+    if changes:
+        records.append(folder / METRICS, _change_record(folder, changes))
+        atomic.write_text(path, dump(hp))
+    return changes
+
+
+def _take_lock(folder: Path) -> int:
+    """Descriptor that holds the lock of `folder` for this process. Raises UserError where another has it."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # Of the process, not of the open file: loader workers that outlive a killed run do not keep it.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise UserError(
+                f"another training writes into {folder} ({owner or 'process unknown'}); "
+                f"end it (touch {folder / STOP}) or give another --run-dir"
+            ) from error
+        if error.errno not in _NO_LOCKS:  # some cluster file systems have none
+            os.close(descriptor)
+            raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) -> list[tuple[str, Any, Any]]:
+    """What `hp` changes in the run, all of it allowed. Raises UserError that shows what is not."""
+    changes = difference(load(path), hp)
+    newest = _newest_manifest(folder)
+    refused = [change for change in changes if change[0] not in MAY_CHANGE]
+    if newest is not None:
+        step, global_batch = newest
+        if hp.max_steps < step:
+            raise UserError(
+                f"max_steps is {hp.max_steps}, below the resumed step: {folder} has {step} steps behind it. "
+                f"Set max_steps to {step} or more, or start afresh with another --run-dir"
+            )
+        if hp.batch_size_per_gpu * world_size == global_batch:
+            refused = [change for change in refused if change[0] != "batch_size_per_gpu"]
+    if refused:
+        lines = "\n".join(f"  {key}: the run has {was}, the command gives {now}" for key, was, now in refused)
+        raise UserError(
+            f"{folder} holds a run of other hyper-parameters:\n{lines}\n"
+            "Give another --run-dir for a new run, or leave out what differs (--set, --hparams) to go on."
+        )
+    return changes
+
+
+def _newest_manifest(folder: Path) -> tuple[int, int | None] | None:
+    """(step, global batch) of the newest checkpoint with a readable manifest."""
+    for step, checkpoint in committed(folder / "checkpoints"):
+        try:
+            return step, read_manifest(checkpoint).record.get("global_batch")
+        except DamagedCheckpoint:
+            continue
+    return None
+
+
+def _change_record(folder: Path, changes: list[tuple[str, Any, Any]]) -> dict[str, Any]:
+    newest = _newest_manifest(folder)
+    return {
+        "kind": "event",
+        "name": "hparams_changed",
+        "step": newest[0] if newest else 0,
+        "text": "; ".join(f"{key}: {was} -> {now}" for key, was, now in changes),
+        "changes": [{"key": key, "old": was, "new": now} for key, was, now in changes],
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,106 @@
+"""Hears that a run should stop: signals, a STOP file in the run folder, the death of the launcher.
+
+The request is only a flag. The loop polls it, agrees on it across ranks, saves and leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from enhancer.engine import distributed
+from enhancer.engine.run import STOP
+
+POLL_SECONDS = 0.5
+EXIT_INTERRUPTED = 130
+
+
+class Stop:
+    """Whether this process was asked to stop, and by what."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._interrupts = 0
+        self._pid = os.getpid()
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether anything has asked this rank to stop."""
+        return bool(self.reason)
+
+    def request(self, reason: str) -> None:
+        """Ask the run to stop after the step in progress. The first reason is kept."""
+        self.reason = self.reason or reason
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handler of SIGTERM and SIGINT. A third SIGINT ends the process at once, without a checkpoint."""
+        if os.getpid() != self._pid:  # A forked loader worker: it ends with the rank, which decides.
+            return
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts == 1:
+                _say("stopping: a checkpoint is saved first")
+            elif self._interrupts == 2:
+                _say("already stopping; interrupt once more to leave at once without a checkpoint")
+            else:
+                os._exit(EXIT_INTERRUPTED)
+        self.request(signal.Signals(number).name)
+
+
+@contextmanager
+def listening(run_folder: Path, num_ancestors: int) -> Iterator[Stop]:
+    """A `Stop` that hears signals, `run_folder`/STOP and the end of the nearest `num_ancestors` processes above.
+
+    The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching.
+    """
+    stop = Stop()
+    done = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(stop, done, run_folder / STOP, _ancestors(num_ancestors)), daemon=True
+    )
+    before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    watcher.start()
+    try:
+        yield stop
+    finally:
+        done.set()
+        watcher.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: list[int]) -> None:
+    while not done.wait(POLL_SECONDS):
+        if stop_file.exists():
+            stop.request(f"{STOP} file in the run folder")
+        elif _ancestors(len(ancestors)) != ancestors:
+            stop.request("the launcher is gone")
+        if stop.is_requested:
+            return
+
+
+def _ancestors(count: int) -> list[int]:
+    """Process ids of the nearest `count` processes above. An orphan is given another parent, so the list changes."""
+    import psutil
+
+    pids: list[int] = []
+    pid = os.getpid()
+    for _ in range(count):
+        try:
+            pid = psutil.Process(pid).ppid()
+        except psutil.NoSuchProcess:
+            pid = 0
+        pids.append(pid)
+    return pids
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        # A signal may arrive inside a write to stderr, so the buffered stream is not entered again.
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{text}\n".encode())

@@ -1,0 +1,115 @@
+"""`update(name, loss)`: what a task calls for one guarded optimiser step of one of its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from enhancer.engine import distributed
+from enhancer.engine.backend import Backend
+from enhancer.engine.guard import Flags, StepAborted
+from enhancer.engine.stop import Stop
+from enhancer.engine.task import Modules
+
+
+class StepModules(Modules):
+    """A task's modules by name, and a way to step one of them through another without touching that one."""
+
+    def __init__(
+        self, callable_modules: Mapping[str, nn.Module], raw_modules: Mapping[str, nn.Module]
+    ) -> None:
+        self._callable = callable_modules
+        self._raw = raw_modules
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._callable[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._callable)
+
+    def __len__(self) -> int:
+        return len(self._callable)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[nn.Module]:
+        """The raw module `name`, whose parameters take no gradients from what is computed inside.
+
+        Raw and frozen is the one way through a second module that works at every ZeRO stage: a frozen
+        parameter's gradient hooks never fire, and a raw module leaves the engine's own hooks alone.
+        """
+        module = self._raw[name]
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield module
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+
+class Update:
+    """The `update` of a run. `begin` opens a batch; the attributes then tell what happened to it."""
+
+    def __init__(self, backend: Backend, main_module: str, stop: Stop) -> None:
+        self._backend = backend
+        self._main_module = main_module
+        self._stop = stop
+        self.begin()
+
+    def begin(self, *, is_missing: bool = False) -> None:
+        """Start a batch. `is_missing`: this rank has none and only keeps the others company until they know."""
+        self._is_missing = is_missing
+        self.main_steps = 0
+        """Steps of the main module taken with this batch."""
+        self.skipped: list[str] = []
+        """Why updates of this batch were skipped, one text each."""
+        self.gradient_norms: dict[str, float] = {}
+        """Norm before clipping of each module's last step with this batch."""
+        self.is_stopping = False
+        """Whether any rank was asked to stop by the time of the last update."""
+
+    def __call__(self, name: str, loss: Tensor) -> None:
+        """Backward, guard, clip and one optimiser step of module `name` from the scalar `loss`.
+
+        A loss or gradient that is not finite on any rank skips the step on all of them.
+        """
+        if name not in self._backend.raw_modules:
+            raise ValueError(f"update({name!r}): the task's modules are {sorted(self._backend.raw_modules)}")
+        if loss.ndim:
+            raise ValueError(f"update({name!r}): the loss has shape {tuple(loss.shape)}; needed a scalar")
+        if self._is_bad_anywhere(loss):
+            self.skipped.append(f"loss of {name} not finite on a rank")
+            return
+        self._backend.backward(name, loss)
+        self._refuse_stray_gradients(name)
+        norm = self._backend.step(name, loss)
+        if not torch.isfinite(torch.tensor(norm)):
+            self.skipped.append(f"loss or gradient of {name} not finite")
+            return
+        self.gradient_norms[name] = norm
+        self.main_steps += name == self._main_module
+
+    def _is_bad_anywhere(self, loss: Tensor) -> bool:
+        # One process has nobody to agree with, and the backend looks at the loss together with the norm: a device
+        # is waited for once a step.
+        if distributed.world_size() == 1:
+            self.is_stopping = self._stop.is_requested
+            return False
+        is_bad = not bool(torch.isfinite(loss.detach()))
+        agreed = Flags(is_bad, self._stop.is_requested, self._is_missing).agreed()
+        self.is_stopping = agreed.is_stopping
+        if agreed.is_missing:
+            raise StepAborted
+        return agreed.is_bad_loss
+
+    def _refuse_stray_gradients(self, name: str) -> None:
+        for other, module in self._backend.raw_modules.items():
+            if other != name and any(parameter.grad is not None for parameter in module.parameters()):
+                raise RuntimeError(
+                    f"update({name!r}) put gradients into module {other!r}. Call that module inside "
+                    f"`with modules.frozen({other!r}) as {other}:` in the step of {name!r}."
+                )

@@ -1,0 +1,94 @@
+"""How good an estimate is, per row: SI-SDR, STFT and log-mel distances; and a mean with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from enhancer.signal.mel import MelSpectrogram
+from enhancer.signal.spectral_distance import Resolution, require_possible, stft_distance
+from enhancer.signal.types import PerRow, WaveBatch
+
+SDR_LIMIT_DB = 100.0
+"""SI-SDR is kept within +- this: float32 cannot tell more apart, and an infinity would spoil every mean."""
+
+
+def si_sdr(estimate: WaveBatch, target: WaveBatch, zero_mean: bool = False) -> PerRow:
+    """Scale-invariant signal-to-distortion ratio in dB per row, within +-SDR_LIMIT_DB.
+
+    10 log10(||a s||^2 / ||a s - e||^2) with a = <e, s> / ||s||^2 for estimate e and target s: J. Le Roux et
+    al., "SDR - half-baked or well done?" (2019), equation 3. With `zero_mean` both lose their mean first, so
+    that an offset is no error. Where the target is digital silence no scaling of it explains anything, so the
+    value is -SDR_LIMIT_DB, unless the estimate is digital silence too: then it is +SDR_LIMIT_DB.
+    """
+    estimate, target = estimate.double(), target.double()
+    if zero_mean:
+        estimate = estimate - estimate.mean(-1, keepdim=True)
+        target = target - target.mean(-1, keepdim=True)
+    energy = target.square().sum(-1)
+    dot = (estimate * target).sum(-1)
+    scale = torch.where(energy > 0, dot / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0.0)
+    explained = scale[:, None] * target
+    signal = explained.square().sum(-1)
+    distortion = (explained - estimate).square().sum(-1)
+    ratio_db = 10 * (signal.log10() - distortion.log10())
+    # 0/0: a silent estimate. It is right for a silent target only.
+    both_silent = torch.where(energy > 0, -SDR_LIMIT_DB, SDR_LIMIT_DB)
+    ratio_db = torch.where((signal == 0) & (distortion == 0), both_silent.to(ratio_db), ratio_db)
+    return ratio_db.clamp(-SDR_LIMIT_DB, SDR_LIMIT_DB).float()
+
+
+def si_sdr_improvement(estimate: WaveBatch, mixture: WaveBatch, target: WaveBatch) -> PerRow:
+    """SI-SDR of the estimate minus that of the mixture, dB per row: what the model gained."""
+    return si_sdr(estimate, target) - si_sdr(mixture, target)
+
+
+class StftDistance:
+    """Spectral convergence plus log-magnitude L1 (nepers), averaged over the resolutions, per row.
+
+    The training loss without its mean over rows; see `enhancer.signal.spectral_distance`.
+    """
+
+    def __init__(self, resolutions: Sequence[Resolution]) -> None:
+        require_possible(resolutions)
+        self.resolutions = tuple(resolutions)
+
+    def __call__(self, estimate: WaveBatch, target: WaveBatch) -> PerRow:
+        """[B, T], [B, T] -> [B]."""
+        return stft_distance(estimate, target, self.resolutions)
+
+
+class LogMelDistance:
+    """Mean absolute difference of log-mel spectrograms in dB, per row. Takes what `MelSpectrogram` takes."""
+
+    def __init__(self, mel: MelSpectrogram) -> None:
+        self.mel = mel
+
+    def __call__(self, estimate: WaveBatch, target: WaveBatch) -> PerRow:
+        """[B, T], [B, T] -> dB [B]."""
+        return (self.mel(estimate) - self.mel(target)).abs().mean((-2, -1))
+
+
+class MeanWithInterval(NamedTuple):
+    """A mean and the half width of its 95 % interval."""
+
+    mean: float
+    half_width: float
+
+
+def mean_with_interval(values: Sequence[float]) -> MeanWithInterval:
+    """Mean and half width of its 95 % interval, 1.96 s / sqrt(n) (normal approximation); NaN for one value.
+
+    Raises ValueError where there is no value.
+    """
+    count = len(values)
+    if not count:
+        raise ValueError("no values to average; needed at least one")
+    mean = math.fsum(values) / count
+    if count == 1:
+        return MeanWithInterval(mean, math.nan)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return MeanWithInterval(mean, 1.96 * math.sqrt(variance / count))

@@ -1,0 +1,113 @@
+"""Task `denoise`: the clean foreground from a noisy, reverberant, possibly damaged mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enhancer.losses.si_sdr import negative_si_sdr
+from enhancer.losses.stft import MultiResolutionStft
+from enhancer.losses.waveform import waveform_l1
+from enhancer.losses.weighted import WeightedLoss
+from enhancer.metrics import LogMelDistance, StftDistance, si_sdr
+from enhancer.models.denoiser import MaskUNet
+from enhancer.signal.convolution import RirBank
+from enhancer.signal.mel import MelSpectrogram
+from enhancer.signal.mixing import Mix, mix
+from enhancer.tasks.figures import spectrogram_figure
+from hparams.schema import HParams
+
+NUM_SHOWN = 4
+
+
+class DenoiseTask:
+    """Trains, evaluates and shows a `MaskUNet`. `constants["rir"]`: impulse responses, float32 [R, L]."""
+
+    name = "denoise"
+    main_module = "denoiser"
+    best_metric = "si_sdr_improvement_db"
+    best_is_higher = True
+
+    def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
+        self.hp = hp
+        rirs = (constants or {}).get("rir")
+        self.bank = None if rirs is None or len(rirs) == 0 else RirBank(rirs)
+        self.loss = WeightedLoss(
+            {
+                "l1": (hp.task.l1_weight, waveform_l1),
+                "si_sdr": (hp.task.si_sdr_weight, negative_si_sdr),
+                "stft": (hp.task.stft_weight, MultiResolutionStft(hp.stft_cfgs)),
+            }
+        )
+        self.stft_distance = StftDistance(hp.stft_cfgs)
+        self.log_mel_distance = LogMelDistance(
+            MelSpectrogram(
+                rate_hz=hp.wav_rate,
+                n_fft=hp.n_fft,
+                window_samples=hp.win_size,
+                hop_samples=hp.hop_size,
+                num_mels=hp.num_mels,
+                magnitude_min=hp.stft_magnitude_min,
+                preemphasis=hp.preemphasis,
+            )
+        )
+
+    def build(self) -> dict[str, nn.Module]:
+        """A fresh denoiser, which starts as the identity."""
+        denoiser = MaskUNet(
+            width=self.hp.task.width, window_samples=self.hp.task.window_size, hop_samples=self.hp.hop_size
+        )
+        return {self.main_module: denoiser}
+
+    def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
+        """One group: all parameters alike."""
+        return [{"params": list(module.parameters())}]
+
+    def to(self, device: torch.device) -> None:
+        """Move the impulse responses to `device`."""
+        if self.bank is not None:
+            self.bank = self.bank.to(device)
+
+    def mix(self, batch: Mapping[str, Tensor]) -> Mix:
+        """Mixture and target, each [B, T], of the drawn crops and parameters in `batch`."""
+        return mix(batch, self.bank, self.hp.wav_rate)
+
+    def step(
+        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], update: Any
+    ) -> dict[str, Tensor]:
+        """One update of the denoiser; returns the loss and its terms."""
+        mixed = self.mix(batch)
+        total, terms = self.loss(modules[self.main_module](mixed.mixture), mixed.target)
+        update(self.main_module, total)
+        return {"loss": total.detach(), **terms}
+
+    def evaluate(
+        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
+    ) -> list[dict[str, float]]:
+        """SI-SDR and its improvement (dB), STFT distance and log-mel distance (dB) of each row."""
+        mixed = self.mix(batch)
+        estimate = modules[self.main_module](mixed.mixture)
+        restored = si_sdr(estimate, mixed.target)
+        columns = {
+            "si_sdr_db": restored,
+            "si_sdr_improvement_db": restored - si_sdr(mixed.mixture, mixed.target),
+            "stft_distance": self.stft_distance(estimate, mixed.target),
+            "log_mel_distance_db": self.log_mel_distance(estimate, mixed.target),
+            "reverberant": (batch["rir"] >= 0).float(),
+        }
+        values = {name: column.tolist() for name, column in columns.items()}
+        return [{name: column[row] for name, column in values.items()} for row in range(len(mixed.mixture))]
+
+    def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
+        """Mixture, estimate and target of the first rows as sounds, and their spectrograms side by side."""
+        first = {name: column[:NUM_SHOWN] for name, column in batch.items()}
+        mixed = self.mix(first)
+        estimate = modules[self.main_module](mixed.mixture)
+        for row in range(len(estimate)):
+            waves = {"mixture": mixed.mixture[row], "estimate": estimate[row], "target": mixed.target[row]}
+            for name, wave in waves.items():
+                media.audio(f"{row}/{name}", wave.detach().cpu(), self.hp.wav_rate)
+            media.figure(f"{row}/spectrogram", spectrogram_figure(waves, self.hp.wav_rate))

@@ -1,0 +1,42 @@
+"""Pictures of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enhancer.signal.stft import Stft
+
+FLOOR_DB = -90.0
+
+
+def spectrogram_figure(waves: Mapping[str, Tensor], rate_hz: int) -> Any:
+    """Matplotlib figure with one spectrogram a wave (each [T]), on one colour scale in dB below the loudest bin."""
+    from matplotlib.figure import Figure
+
+    stft = Stft(window_samples=2048, hop_samples=512)
+    spectra = {name: stft(wave.detach().float().cpu()[None])[0].abs() for name, wave in waves.items()}
+    loudest = max(float(magnitude.max()) for magnitude in spectra.values()) or 1.0
+    figure = Figure(figsize=(4.2 * len(spectra), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(spectra), sharey=True, squeeze=False)[0]
+    image = None
+    for axis, (name, magnitude) in zip(axes, spectra.items(), strict=True):
+        level_db = 20 * torch.log10((magnitude / loudest).clamp_min(10 ** (FLOOR_DB / 20)))
+        seconds = waves[name].shape[-1] / rate_hz
+        image = axis.imshow(
+            level_db.numpy(),
+            origin="lower",
+            aspect="auto",
+            vmin=FLOOR_DB,
+            vmax=0,
+            cmap="magma",
+            extent=(0, seconds, 0, rate_hz / 2000),
+        )
+        axis.set_title(name)
+        axis.set_xlabel("time (s)")
+    axes[0].set_ylabel("frequency (kHz)")
+    figure.colorbar(image, ax=axes, label="dB below the loudest bin")
+    return figure

@@ -1,0 +1,227 @@
+"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,verify} ...
+
+Running the same command again goes on where a build stopped. Exit codes: 0 done, 2 wrong input or damage found,
+75 stopped by Ctrl-C or SIGTERM (run again to go on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_shards.build import REJECTS_NAME, BuildResult, build_corpus
+from data_shards.options import BuildOptions
+from data_shards.plan import Report
+from data_shards.verify import verify_corpus
+from hparams.errors import UserError
+
+EXIT_USER = 2
+EXIT_STOPPED = 75
+PLAIN_LINE_SECONDS = 5.0
+SHOWN_DAMAGES = 20
+
+KIND_HELP = {
+    "fg": "foregrounds: clean voices, instruments, music",
+    "bg": "backgrounds: noise and ambience",
+    "rir": "room impulse responses; each channel is a sample that starts at its direct path",
+    "pair": "recordings and what a model should make of them, matched by relative name without extension",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        with _sigterm_as_interrupt():
+            return _verify(args.folder) if args.command == "verify" else _build(args)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("\nstopped; finished shards are kept, run the same command to go on", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/build_shards.py", description="Build corpora of sharded audio, and check them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for kind, text in KIND_HELP.items():
+        _add_build_arguments(commands.add_parser(kind, help=text, description=text), kind)
+    verify = commands.add_parser("verify", help="read every byte of a corpus and name what is damaged")
+    verify.add_argument("folder", type=Path)
+    return parser
+
+
+def _add_build_arguments(command: argparse.ArgumentParser, kind: str) -> None:
+    default = BuildOptions(kind)
+    command.add_argument(
+        "--input", type=Path, action="append", required=True, metavar="DIR",
+        help="folder of audio, searched to any depth; may be repeated",
+    )  # fmt: skip
+    if kind == "pair":
+        command.add_argument(
+            "--target", type=Path, action="append", required=True, metavar="DIR",
+            help="folder of targets, one for each --input",
+        )  # fmt: skip
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the corpus")
+    command.add_argument(
+        "--rate", type=int, default=default.rate_hz, metavar="HZ", help="sample rate (%(default)s)"
+    )
+    command.add_argument(
+        "--codec", choices=("wav", "flac"), default=default.codec,
+        help="flac: half the bytes, several times the CPU while training (%(default)s)",
+    )  # fmt: skip
+    if kind != "rir":
+        command.add_argument(
+            "--segment-seconds", type=float, default=default.segment_seconds, metavar="S",
+            help="longest sample; longer recordings are cut into equal parts (%(default)s)",
+        )  # fmt: skip
+    command.add_argument(
+        "--shard-mb", type=float, default=default.shard_mb, metavar="MB", help="size of a shard (%(default)s)"
+    )
+    command.add_argument(
+        "--group-by", choices=("file", "folder"), default=default.group_by,
+        help="what stays together in training or validation: a recording, or a (speaker's) folder (%(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--max-reject", type=float, default=default.max_reject, metavar="SHARE",
+        help="largest share of files that may be unusable (%(default)s)",
+    )  # fmt: skip
+    command.add_argument("--workers", type=int, metavar="N", help="processes (one per CPU core)")
+
+
+def _build(args: argparse.Namespace) -> int:
+    kind = args.command
+    options = BuildOptions(
+        kind,
+        rate_hz=args.rate,
+        codec=args.codec,
+        segment_seconds=getattr(args, "segment_seconds", BuildOptions(kind).segment_seconds),
+        shard_mb=args.shard_mb,
+        group_by=args.group_by,
+        max_reject=args.max_reject,
+        workers=args.workers,
+    )
+    targets = args.target if kind == "pair" else ()
+    started = time.monotonic()
+    with _progress() as report:
+        result = build_corpus(kind, args.input, args.output, options, targets=targets, report=report)
+    print(_summary(result, time.monotonic() - started))
+    return 0
+
+
+def _summary(result: BuildResult, seconds: float) -> str:
+    info = result.info
+    size = sum(shard.size for shard in info.shards)
+    state = (
+        "up to date" if result.up_to_date else f"{_count(result.num_built, 'shard')} built in {seconds:.1f} s"
+    )
+    lines = [
+        f"{result.folder}: {state}",
+        f"  {info.num_files - info.num_rejected_files} of {info.num_files} files, "
+        f"{info.frames / info.rate_hz / 3600:.2f} h, {_count(info.num_samples, 'sample')}, "
+        f"{_count(len(info.shards), 'shard')}, {size / 1e6:.1f} MB, {info.kind} at {info.rate_hz} Hz as {info.codec}",
+        f"  fingerprint {info.fingerprint[:16]}",
+    ]
+    num_rejects = (result.folder / REJECTS_NAME).read_bytes().count(b"\n")
+    if num_rejects:
+        parts = num_rejects - info.num_rejected_files
+        rejects = (
+            f"{_count(info.num_rejected_files, 'file')} and {_count(parts, 'part')} of other files rejected"
+        )
+        lines.append(f"  {rejects}; reasons in {result.folder / REJECTS_NAME}")
+    if info.clipped:
+        lines.append(f"  {info.clipped} values lay beyond full scale and were clipped")
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _verify(folder: Path) -> int:
+    with _progress() as report:
+        found = verify_corpus(folder, report)
+    if not found:
+        print(f"{folder}: every byte is as it was built")
+        return 0
+    print(f"error: {folder} is damaged in {_count(len(found), 'place')}", file=sys.stderr)
+    for damage in found[:SHOWN_DAMAGES]:
+        print(f"  {damage}", file=sys.stderr)
+    if len(found) > SHOWN_DAMAGES:
+        print(f"  and {len(found) - SHOWN_DAMAGES} more", file=sys.stderr)
+    print(
+        "Copy these shards and their .json again from where they are whole, or delete both and run the build again",
+        file=sys.stderr,
+    )
+    return EXIT_USER
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let a scheduler's SIGTERM stop a build as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar on a terminal, a line now and then elsewhere; both on stderr."""
+    if not sys.stderr.isatty():
+        yield _plain_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        stage_shown = ""
+
+        def report(stage: str, done: int, total: int) -> None:
+            nonlocal stage_shown
+            if stage != stage_shown:
+                bar.reset(task, description=stage, total=total or None)
+                stage_shown = stage
+            bar.update(task, completed=done)
+
+        yield report
+
+
+def _plain_lines() -> Report:
+    last = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PLAIN_LINE_SECONDS:
+            return
+        last = now
+        share = f" {100 * done / total:.0f} %" if total else ""
+        print(f"{stage}{share}", file=sys.stderr, flush=True)
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

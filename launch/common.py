@@ -1,0 +1,56 @@
+"""What the commands that use a trained run share: the choice of device and checkpoint, and how errors are told."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hparams.errors import UserError
+
+Command = Callable[[list[str] | None], int]
+INTERRUPTED = 130
+
+
+def reports_user_errors(command: Command) -> Command:
+    """Tell a UserError as one text and exit with 2; Ctrl-C ends with 130."""
+
+    @functools.wraps(command)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return command(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            return INTERRUPTED
+
+    return wrapped
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA, else MPS, else the CPU. Raises UserError where it is not there."""
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": has_mps}
+    kind = name.partition(":")[0]
+    if not there.get(kind, False):
+        usable = ", ".join(device for device, is_there in there.items() if is_there)
+        raise UserError(f"--device {name} is not to be had here; use one of: {usable}")
+    return torch.device(name)
+
+
+def checkpoint_folder(run_dir: Path, name: str | None) -> Path | None:
+    """The folder of the checkpoint called `name`; None for None. Raises UserError that lists what there is."""
+    if name is None:
+        return None
+    folder = run_dir / "checkpoints" / Path(name).name
+    if not folder.is_dir():
+        there = sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))
+        raise UserError(f"{run_dir} has no checkpoint {name}; it has {', '.join(there) or 'none'}")
+    return folder

@@ -1,0 +1,77 @@
+"""Write the embedded demo corpora: synthesise audio folders, then build data/fg, data/bg and data/rir from
+them.
+
+    python launch/demo_corpora.py [--data data] [--seed 0] [--rate 44100]
+
+Takes about ten seconds on one core. A corpus that is already there is left as it is, whoever built it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from data_shards.build import build_corpus
+from data_shards.dataset import DATASET_NAME
+from data_shards.options import BuildOptions
+from data_shards.synthetic import write_demo_audio
+from hparams.errors import UserError
+
+KINDS = ("fg", "bg", "rir")
+AUDIO_NAME = "demo-audio"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="demo_corpora.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpora")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds give other voices, noises and rooms")
+    parser.add_argument("--rate", type=int, default=44_100, help="sample rate in Hz")
+    options = parser.parse_args(arguments)
+    try:
+        write_demo_corpora(options.data, seed=options.seed, rate_hz=options.rate)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> None:
+    """Make those of `data`/fg, bg and rir that are not there. Raises: UserError, OSError."""
+    missing = [kind for kind in KINDS if not (data / kind / DATASET_NAME).is_file()]
+    for kind in KINDS:
+        if kind not in missing:
+            print(f"{data / kind} is there already and stays as it is")
+    if not missing:
+        return
+    start = time.monotonic()
+    audio = data / AUDIO_NAME
+    if not audio.is_dir():
+        _write_audio(audio, seed, rate_hz)
+    for kind in missing:
+        _say(f"building {data / kind}")
+        # Takes of one speaker or instrument share a folder, and are kept on one side of the split.
+        group_by = "folder" if kind == "fg" else "file"
+        build = BuildOptions(kind, rate_hz=rate_hz, group_by=group_by)
+        build_corpus(kind, [audio / kind], data / kind, build)
+    _say(f"demo corpora written to {data} in {time.monotonic() - start:.0f} s")
+
+
+def _write_audio(audio: Path, seed: int, rate_hz: int) -> None:
+    """The audio folders, under their name only once they are whole."""
+    unfinished = audio.with_name(f"{audio.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    write_demo_audio(unfinished, seed=seed, rate_hz=rate_hz, report=_say)
+    unfinished.rename(audio)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

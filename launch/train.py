@@ -1,0 +1,116 @@
+"""Train a preset, or go on with the run: `deepspeed launch/train.py --hparams base`.
+
+Without a launcher, and under torchrun and `accelerate launch`, Accelerate runs the training instead. The same command
+again goes on where the run stopped. Exit codes: 0 finished, 2 the input is wrong, 70 diverged, 75 stopped early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hparams.errors import UserError
+from hparams.load import dump, load, preset_name
+from hparams.schema import HParams
+
+if TYPE_CHECKING:
+    from enhancer.engine.session import Place
+    from enhancer.engine.task import Stream, Task
+
+EXIT_USER = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments`; the exit code."""
+    options = parse(arguments)
+    try:
+        hp = load(options.hparams, [text for texts in options.set for text in texts])
+    except UserError as error:
+        return _refuse(error, options.local_rank)
+    if options.print_config:
+        print(dump(hp), end="")
+        print("# DeepSpeed:", json.dumps(hp.deepspeed_config, indent=2).replace("\n", "\n# "))
+        return 0
+    # Importing torch takes seconds, so a mistake in the hyper-parameters is found first.
+    from enhancer.engine.session import Options, train
+
+    session = Options(
+        run_folder=options.run_dir or Path("runs") / preset_name(options.hparams),
+        backend=options.backend,
+        init_from=options.init_from,
+        allow_data_change=options.allow_data_change,
+        seconds_per_example=hp.training_seconds,
+    )
+    return train(hp, session, open_task)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--hparams", default="base", metavar="NAME_OR_PATH", help="preset or YAML file")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder; default runs/<preset>")
+    parser.add_argument(
+        "--set",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values on top of the preset",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print hyper-parameters and DeepSpeed configuration, and end",
+    )
+    parser.add_argument(
+        "--init-from", type=Path, metavar="RUN_OR_SAFETENSORS", help="start a fresh run from these weights"
+    )
+    parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="go on although the corpora are not the same any more",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["deepspeed", "accelerate"],
+        help="instead of the one that goes with the launcher",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it.
+    return parser.parse_args(arguments)
+
+
+def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
+    """The task that `hp` names and this rank's share of its data."""
+    from data_shards.stream import open_stream, worker_count
+    from enhancer.engine.session import say
+    from enhancer.tasks import TASKS
+
+    stream: Any = open_stream(
+        hp,
+        rank=place.rank,
+        world_size=place.world_size,
+        batch_size=place.batch_size,
+        num_workers=worker_count(hp, place.local_world_size),
+    )
+    for text in stream.warnings:
+        say(text)
+    return TASKS[hp.task.name](hp, stream.constants()), stream
+
+
+def _refuse(error: UserError, local_rank: int | None) -> int:
+    if not local_rank:
+        print(f"error: {error}", file=sys.stderr)
+    return EXIT_USER
+
+
+if __name__ == "__main__":
+    code = main()
+    if "torch" in sys.modules:
+        from enhancer.engine.session import leave
+
+        leave(code)
+    sys.exit(code)

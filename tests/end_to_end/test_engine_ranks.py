@@ -1,0 +1,189 @@
+"""Real processes: ranks agree on bad steps, stops and damage, resume exactly, and leave no orphans."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from ranks import alive, column, records, run_ranks, start_launcher, status, wait, wait_until
+
+pytestmark = [pytest.mark.multi, pytest.mark.slow]
+
+HALF = ("--set", "batch_size_per_gpu=4")
+FOREVER = ("--set", "max_steps=100000", "--set", "save_every=100000", "--set", "eval_every=100000")
+DEEPSPEED = ["deepspeed", "--num_gpus", "2", "--master_port"]
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:07d}" / "generator.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_ranks", "values"),
+    [
+        ("accelerate", 1, ()),
+        ("accelerate", 2, ()),
+        ("deepspeed", 1, ()),
+        ("deepspeed", 2, ()),
+        ("deepspeed", 2, ("zero_stage=1", "precision=bf16")),
+        ("deepspeed", 2, ("zero_stage=2",)),
+        ("deepspeed", 2, ("zero_stage=3",)),
+    ],
+)
+def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backend, num_ranks, values):
+    arguments = [*HALF, "--adversarial", *(word for value in values for word in ("--set", value))]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for ended in run_ranks(backend, num_ranks, whole, *arguments):
+        assert ended.code == 0, ended.text
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-0000010")
+    for ended in run_ranks(backend, num_ranks, parts, *arguments):
+        assert ended.code == 0, ended.text
+    assert [record["name"] for record in records(parts, "event")].count("resumed") == 1
+    for kind in ("step", "evaluation"):
+        assert records(parts, kind) == records(whole, kind)
+    for name in ("generator", "judge"):
+        expected = load_file(whole / "checkpoints" / "step-0000010" / f"{name}.safetensors")
+        found = load_file(parts / "checkpoints" / "step-0000010" / f"{name}.safetensors")
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, found[key]), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
+def test_one_rank_of_eight_and_two_ranks_of_four_have_the_same_losses(tmp_path, backend):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_ranks(backend, 1, one, "--no-noise")[0].code == 0
+    for ended in run_ranks(backend, 2, two, "--no-noise", *HALF):
+        assert ended.code == 0, ended.text
+    np.testing.assert_allclose(column(one, "loss"), column(two, "loss"), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(column(one, "gradient_norm"), column(two, "gradient_norm"), atol=1e-5, rtol=0)
+    assert column(one, "draws") == column(two, "draws")
+    for first, second in zip(records(one, "evaluation"), records(two, "evaluation"), strict=True):
+        assert (
+            [row["item"] for row in first["rows"]]
+            == [row["item"] for row in second["rows"]]
+            == list(range(11))
+        )
+        errors = [[row["error"] for row in each["rows"]] for each in (first, second)]
+        np.testing.assert_allclose(*errors, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("backend", "values"),
+    [("accelerate", ()), ("deepspeed", ()), ("deepspeed", ("--set", "zero_stage=2"))],
+)
+def test_a_nan_on_one_rank_of_two_is_skipped_by_both_and_ends_the_run_in_the_end(tmp_path, backend, values):
+    run = tmp_path / "run"
+    arguments = [*HALF, *values, "--set", "max_bad_steps=3", "--set", "save_every=1"]
+    for ended in run_ranks(backend, 2, run, *arguments, "--fault", "nan:4:1"):
+        assert ended.code == 70, ended.text
+    assert (status(run)["state"], status(run)["exit_code"], status(run)["step"]) == ("diverged", 70, 4)
+    assert len([record for record in records(run, "event") if record["name"] == "skipped"]) == 3
+    for value in weights(run, 4).values():
+        assert torch.isfinite(value).all()
+    # Steps 0 to 3 were good, so the third bad one in a row is step 6: draws 48 to 55.
+    draws = [load_file(run / f"diverged-0000004-rank{rank}.safetensors")["draw"].tolist() for rank in (0, 1)]
+    assert draws == [[48, 49, 50, 51], [52, 53, 54, 55]]
+    assert "max_lr" in status(run)["reason"]
+
+
+def test_a_sigterm_to_one_rank_makes_both_save_and_leave_with_75(tmp_path):
+    run = tmp_path / "run"
+    for ended in run_ranks("accelerate", 2, run, *HALF, "--fault", "term:3:1"):
+        assert ended.code == 75, ended.text
+    state = status(run)
+    assert (state["state"], state["reason"]) == ("preempted", "SIGTERM")
+    weights(run, state["step"])
+    for ended in run_ranks("accelerate", 2, run, *HALF):
+        assert ended.code == 0, ended.text
+    assert column(run, "draws") == [8.0 * step for step in range(1, 11)]
+
+
+@pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
+def test_damage_found_by_one_rank_stops_both_with_its_text_said_once(tmp_path, backend):
+    run = tmp_path / "run"
+    ended = run_ranks(backend, 2, run, *HALF, "--set", "zero_stage=0", "--fault", "damage:3:1")
+    assert [each.code for each in ended] == [2, 2], ended
+    text = "rank 1: ValueError: shard-000003.tar is damaged at offset 512"
+    assert ended[0].text.count(text) == 1
+    assert "Traceback" not in ended[0].text + ended[1].text
+    assert "shard-000003.tar" not in ended[1].text
+    assert (status(run)["state"], status(run)["reason"]) == ("failed", text)
+
+
+def test_damage_in_the_first_batch_of_one_rank_stops_both(tmp_path):
+    for ended in run_ranks("accelerate", 2, tmp_path / "run", *HALF, "--fault", "damage:0:1"):
+        assert ended.code == 2, ended.text
+
+
+def test_a_killed_deepspeed_runner_leaves_a_saved_run_and_no_orphans(tmp_path):
+    from ranks import free_port
+
+    run = tmp_path / "run"
+    command = [*DEEPSPEED, str(free_port())]
+    launcher = start_launcher(command, run, *HALF, *FOREVER, "--step-seconds", "0.01")
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
+    os.kill(launcher.pid, signal.SIGTERM)
+    wait_until(lambda: not alive(run), 30, "the end of all processes")
+    ended = wait(launcher)
+    assert (status(run)["state"], status(run)["reason"]) == ("preempted", "the launcher is gone"), ended.text
+    weights(run, status(run)["step"])
+
+
+def test_sigterm_to_torchrun_is_a_saved_run(tmp_path):
+    from ranks import free_port
+
+    run = tmp_path / "run"
+    command = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    launcher = start_launcher(command, run, *HALF, *FOREVER, "--step-seconds", "0.01")
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
+    os.kill(launcher.pid, signal.SIGTERM)
+    ended = wait(launcher)
+    assert not alive(run)
+    assert status(run)["state"] == "preempted", ended.text
+    weights(run, status(run)["step"])
+
+
+def test_the_deepspeed_launcher_trains_without_a_compiler_and_without_noise(tmp_path):
+    from ranks import free_port
+
+    run, tools = tmp_path / "run", tmp_path / "tools"
+    tools.mkdir()
+    for name in ("python", "python3", "deepspeed"):
+        os.symlink(Path(sys.executable).parent / name, tools / name)
+    script = Path(__file__).parents[1] / "engine" / "toy.py"
+    process = psutil.Popen(
+        [
+            str(tools / "deepspeed"),
+            "--num_gpus",
+            "2",
+            "--master_port",
+            str(free_port()),
+            str(script),
+            str(run),
+            *HALF,
+        ],
+        env={"PATH": str(tools), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        stdout=-1,
+        stderr=-2,
+        text=True,
+    )
+    ended = wait(process)
+    assert ended.code == 0, ended.text
+    assert status(run)["state"] == "finished"
+    lines = [line for line in ended.text.splitlines() if not re.match(r"\[20\d\d-", line)]
+    assert all("deepspeed" not in line.lower() or line.startswith("deepspeed backend") for line in lines), (
+        lines
+    )

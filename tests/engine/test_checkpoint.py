@@ -1,0 +1,303 @@
+"""A checkpoint appears whole or not at all, and restores exactly or is refused."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backend import RECORD, TinyBackend, state_at
+
+from enhancer.engine.checkpoint import Checkpoints, SaveError
+from enhancer.engine.manifest import MANIFEST, DamagedCheckpoint, verify
+from hparams.errors import UserError
+
+HERE = Path(__file__).parent
+
+
+def saved(folder: Path, *steps: int, keep: int = 9) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep, RECORD)
+    backend = TinyBackend()
+    for step in steps:
+        backend.values = torch.full((100,), float(step))
+        checkpoints.save(state_at(step), backend)
+    return checkpoints
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def draw_from_all() -> list[float]:
+    return [*torch.randn(3).tolist(), *np.random.randn(3).tolist(), random.gauss(0, 1), random.random()]
+
+
+def test_a_restored_run_has_the_state_the_values_and_the_random_numbers(tmp_path):
+    checkpoints = saved(tmp_path)
+    backend = TinyBackend()
+    backend.values = torch.randn(100)
+    random.gauss(0, 1)  # leaves a pending normal variate in Python's generator
+    np.random.randn()
+    checkpoints.save(state_at(7), backend)
+    expected = draw_from_all()
+    draw_from_all()
+
+    other = TinyBackend()
+    found = Checkpoints(tmp_path, 9, RECORD).latest_valid()
+    assert found is not None
+    assert checkpoints.restore(found, other) == state_at(7)
+    assert torch.equal(other.values, backend.values)
+    assert draw_from_all() == expected
+    assert found.record == {**RECORD, **backend.describe()}
+
+
+def test_versions_are_recorded_when_none_are_given(tmp_path):
+    given = {key: value for key, value in RECORD.items() if key != "versions"}
+    checkpoints = Checkpoints(tmp_path, 1, given)
+    checkpoints.save(state_at(1), TinyBackend())
+    found = checkpoints.latest_valid()
+    assert found is not None
+    assert found.record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_a_fresh_run_has_no_checkpoint(tmp_path):
+    assert Checkpoints(tmp_path, 3, RECORD).latest_valid() is None
+
+
+def test_the_manifest_lists_what_sha256sum_finds(tmp_path):
+    saved(tmp_path, 3)
+    folder = tmp_path / "checkpoints" / "step-0000003"
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    others = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    assert sorted(files) == others
+    told = subprocess.run(
+        ["sha256sum", *others], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+    assert {line.split()[1]: line.split()[0] for line in told.splitlines()} == {
+        name: entry["sha256"] for name, entry in files.items()
+    }
+
+
+@pytest.mark.parametrize("file_name", ["tiny-0.safetensors", "rng-rank00000.safetensors", MANIFEST])
+def test_one_changed_byte_is_named_and_the_checkpoint_before_is_used(tmp_path, file_name):
+    saved(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "step-0000002" / file_name
+    content = path.read_bytes()
+    for place in random.Random(0).sample(range(len(content)), 40):
+        changed = bytearray(content)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        checkpoints = Checkpoints(tmp_path, 9, RECORD)
+        found = checkpoints.latest_valid()
+        assert found is not None and found.state == state_at(1), f"byte {place}"
+        text = " ".join(checkpoints.skipped)
+        assert "step-0000002 is refused" in text and file_name in text and "step-0000001" in text
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "folder"])
+def test_a_file_that_is_not_whole_is_refused(tmp_path, damage):
+    saved(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "step-0000001" / "tiny-0.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=r"no whole checkpoint.*tiny-0\.safetensors.*backup"):
+        Checkpoints(tmp_path, 9, RECORD).latest_valid()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link", "a/../../outside"])
+def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, name):
+    saved(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "step-0000001"
+    (folder / "link").symlink_to("/etc/hostname")
+    content = json.loads((folder / MANIFEST).read_text())
+    content.pop("checksum")
+    content["files"][name] = {"bytes": 0, "sha256": ""}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    signed = {**content, "checksum": hashlib.sha256(canonical).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
+    with pytest.raises(DamagedCheckpoint, match="not a file of the folder"):
+        verify(folder)
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    os.rename(checkpoints.folder / "step-0000001", checkpoints.folder / "step-0000009")
+    with pytest.raises(UserError, match=r"is of step 1, not of step-0000009"):
+        checkpoints.latest_valid()
+
+
+def test_saving_the_same_step_again_changes_nothing_but_best(tmp_path):
+    checkpoints = saved(tmp_path, 5)
+    folder = checkpoints.folder / "step-0000005"
+    before = (folder.stat().st_ino, (folder / MANIFEST).stat().st_mtime_ns)
+    assert checkpoints.save(state_at(5), TinyBackend(), is_best=True) == folder
+    assert (folder.stat().st_ino, (folder / MANIFEST).stat().st_mtime_ns) == before
+    assert (checkpoints.folder / "BEST").read_text() == "step-0000005\n"
+
+
+def test_a_whole_checkpoint_is_never_replaced_by_one_of_the_same_step(tmp_path):
+    checkpoints = saved(tmp_path, 5)
+    evaluated = replace(state_at(5), evaluated=5, best=1.0)
+    checkpoints.save(evaluated, TinyBackend(before_save=full_disk), is_best=True)
+    assert checkpoints.latest_valid().state == state_at(5)
+
+
+def test_a_damaged_step_is_written_anew_when_training_comes_by_again(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2)
+    (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").write_bytes(b"")
+    checkpoints.save(state_at(2), TinyBackend())
+    assert checkpoints.latest_valid().state == state_at(2)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2, RECORD)
+    for step in range(1, 7):
+        checkpoints.save(state_at(step), TinyBackend(), is_best=step == 2)
+    assert names(tmp_path) == ["BEST", "LATEST", "step-0000002", "step-0000005", "step-0000006"]
+    assert (checkpoints.folder / "LATEST").read_text() == "step-0000006\n"
+
+
+def test_a_damaged_newer_checkpoint_does_not_count_as_kept(tmp_path):
+    checkpoints = saved(tmp_path, 10, 50, keep=1)
+    (checkpoints.folder / "step-0000050" / MANIFEST).write_text("{}")
+    checkpoints.save(state_at(11), TinyBackend())
+    found = checkpoints.latest_valid()
+    assert found is not None and found.state == state_at(11)
+
+
+def test_only_what_was_published_is_seen_and_debris_is_removed(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    debris = checkpoints.folder / ".step-0000002.tmp-1-0"
+    shutil.copytree(checkpoints.folder / "step-0000001", debris)
+    (checkpoints.folder / ".LATEST.tmp-1-1").write_text("step-0000002\n")
+    (checkpoints.folder / "LATEST").write_text("step-0000077\n")
+    found = checkpoints.latest_valid()
+    assert found is not None and found.state == state_at(1)
+    assert names(tmp_path) == ["LATEST", "step-0000001"]
+
+
+def full_disk(folder: Path) -> None:
+    (folder / "half").write_bytes(b"x")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    with pytest.raises(
+        SaveError, match=r"step-0000002.*No space left.*step-0000001, is untouched.*Make room"
+    ):
+        checkpoints.save(state_at(2), TinyBackend(before_save=full_disk))
+    assert names(tmp_path) == ["LATEST", "step-0000001"]
+    assert checkpoints.latest_valid().state == state_at(1)
+
+
+def test_too_little_room_is_found_out_before_anything_is_written(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, 1)
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    backend = TinyBackend(before_save=lambda folder: pytest.fail("wrote"))
+    with pytest.raises(SaveError, match=r"0\.0 MB free"):
+        checkpoints.save(state_at(2), backend)
+    assert names(tmp_path) == ["LATEST", "step-0000001"]
+
+
+LIMITED = """
+import resource, sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from tiny_backend import RECORD, TinyBackend, state_at
+from enhancer.engine.checkpoint import Checkpoints, SaveError
+checkpoints = Checkpoints(Path(sys.argv[1]), 9, RECORD)
+checkpoints.save(state_at(1), TinyBackend())
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoints.save(state_at(2), TinyBackend(size=200_000))
+except SaveError as error:
+    print(error)
+print(checkpoints.latest_valid().state.step)
+"""
+
+
+def test_a_write_that_the_system_refuses_is_survived(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), str(HERE)], capture_output=True, text=True, check=True
+    )
+    assert "step-0000002 could not be written" in done.stdout and "File too large" in done.stdout
+    assert done.stdout.splitlines()[-1] == "1"
+    assert names(tmp_path) == ["LATEST", "step-0000001"]
+
+
+@pytest.mark.slow
+@pytest.mark.multi
+def test_killed_while_saving_the_last_published_checkpoint_always_loads(tmp_path):
+    seed = random.SystemRandom().randrange(10**6)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "kill_while_saving.py"), str(tmp_path), "20", str(seed)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    assert int(done.stdout) >= 5, f"seed {seed}: too few kills fell into a save: {done.stdout}"
+
+
+TWO_RANKS = """
+import errno, os, sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from tiny_backend import RECORD, TinyBackend, state_at
+from enhancer.engine.checkpoint import Checkpoints, SaveError
+rank = int(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/rendezvous", rank=rank, world_size=2)
+torch.manual_seed(rank)
+checkpoints = Checkpoints(Path(sys.argv[1]), 9, RECORD)
+backend = TinyBackend()
+backend.values += rank
+checkpoints.save(state_at(1), backend)
+expected = torch.randn(2).tolist()
+def full(folder):
+    if rank == 1:
+        raise OSError(errno.ENOSPC, "No space left on device")
+try:
+    checkpoints.save(state_at(2), TinyBackend(before_save=full))
+except SaveError as error:
+    assert "rank 1" in str(error) and "step-0000001, is untouched" in str(error), error
+else:
+    raise SystemExit("saved on a full disk")
+other = TinyBackend()
+found = checkpoints.latest_valid()
+assert checkpoints.restore(found, other) == state_at(1)
+assert torch.equal(other.values, backend.values) and torch.randn(2).tolist() == expected
+assert found.record["world_size"] == 2
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.multi
+def test_ranks_save_together_and_fail_together(tmp_path):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_RANKS, str(tmp_path), str(HERE), str(rank)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert names(tmp_path) == ["LATEST", "step-0000001"]

@@ -1,0 +1,124 @@
+"""Stop requests: signals, the STOP file, a launcher that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import start_ranks, status, wait, wait_until
+
+from enhancer.engine.batches import Batches
+from enhancer.engine.stop import Stop, listening
+
+FOREVER = ("--set", "max_steps=100000", "--set", "save_every=100000", "--set", "eval_every=100000")
+
+
+def started(run: Path):
+    process = start_ranks("accelerate", 1, run, *FOREVER, "--step-seconds", "0.01")[0]
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
+    return process
+
+
+def test_a_signal_is_a_request_and_the_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with listening(tmp_path, 0) as stop:
+        assert not stop.is_requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_forked_worker_does_not_hear_the_signals_of_its_rank():
+    stop = Stop()
+    stop._pid = os.getpid() + 1
+    stop.on_signal(signal.SIGTERM, None)
+    assert not stop.is_requested
+
+
+def test_a_stop_file_is_a_request(tmp_path):
+    with listening(tmp_path, 0) as stop:
+        (tmp_path / "STOP").touch()
+        wait_until(lambda: stop.is_requested, 5, "the request")
+    assert "STOP" in stop.reason
+
+
+def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
+    # runner -> launch -> rank: the runner is killed, launch lives on and says nothing.
+    rank = (
+        "import sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
+        "folder = Path(sys.argv[1])\n"
+        "with listening(folder, 2) as stop:\n"
+        "    (folder / 'ready').touch()\n"
+        "    end = time.time() + 20\n"
+        "    while not stop.is_requested and time.time() < end: time.sleep(0.05)\n"
+        "    (folder / 'heard').write_text(stop.reason)\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    runner = subprocess.Popen([sys.executable, "-c", start, start, rank, str(tmp_path)])
+    wait_until((tmp_path / "ready").exists, 30, "the rank")
+    time.sleep(0.2)
+    runner.kill()
+    runner.wait()
+    wait_until((tmp_path / "heard").exists, 10, "the rank to hear of it")
+    wait_until(lambda: (tmp_path / "heard").read_text(), 5, "the reason")
+    assert (tmp_path / "heard").read_text() == "the launcher is gone"
+
+
+def test_waiting_for_data_ends_when_asked_to_stop():
+    stop = Stop()
+
+    class Stalled:
+        def next_batch(self, timeout_seconds: float) -> None:
+            stop.request("asked")
+
+    batches = Batches(Stalled(), timeout_seconds=60, stop=stop)
+    assert batches.next() is None
+    assert batches.failure == ""
+
+
+def test_data_that_never_come_are_a_failure_that_names_the_setting():
+    class Stalled:
+        def next_batch(self, timeout_seconds: float) -> None:
+            time.sleep(0.01)
+
+    batches = Batches(Stalled(), timeout_seconds=0.05, stop=Stop())
+    assert batches.next() is None
+    assert "data_timeout_seconds=0.05" in batches.failure
+
+
+def test_a_stop_file_ends_a_run_with_a_checkpoint_and_the_next_start_goes_on(tmp_path):
+    run = tmp_path / "run"
+    process = started(run)
+    (run / "STOP").touch()
+    assert wait(process).code == 75
+    assert (status(run)["state"], status(run)["exit_code"]) == ("preempted", 75)
+    step = status(run)["step"]
+    assert (run / "checkpoints" / f"step-{step:07d}" / "manifest.json").exists()
+    ended = wait(start_ranks("accelerate", 1, run, *FOREVER[2:], "--set", f"max_steps={step + 3}")[0])
+    assert ended.code == 0, ended.text
+    assert status(run)["step"] == step + 3
+
+
+def test_the_third_interrupt_leaves_at_once(tmp_path):
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
+        "with listening(Path(sys.argv[1]), 0) as stop:\n"
+        "    for _ in range(3):\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "still here" not in done.stdout
+    assert [line.split(":")[0].split(";")[0] for line in done.stderr.splitlines()] == [
+        "stopping",
+        "already stopping",
+    ]
