@@ -49,11 +49,12 @@ class WorkerPool:
         assert num_workers > 0
         self._plan = plan
         self._next_step = 0
+        self._failure: Exception | None = None
         memory_bytes = plan.slot_bytes * SLOTS_PER_WORKER * num_workers
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
         # Also runs when the pool is dropped or the interpreter ends without close().
-        self._finalizer = weakref.finalize(self, _stop, self._processes, self._connections)
+        self._finalizer = weakref.finalize(self, _stop, os.getpid(), self._processes, self._connections)
         with tempfile.TemporaryFile() as job_file, _anonymous_file(memory_bytes) as memory_file:
             pickle.dump(Job(recipe, plan, os.getpid()), job_file, protocol=pickle.HIGHEST_PROTOCOL)
             job_file.flush()
@@ -66,16 +67,20 @@ class WorkerPool:
     def next_arrays(self, timeout_seconds: float) -> Arrays | None:
         """The next batch, or None when it is not ready within `timeout_seconds`.
 
-        Raises: DataError or OSError that a worker met; WorkerDied.
+        Raises: DataError or OSError that a worker met; WorkerDied. After that every call raises it again.
         """
+        if self._failure is not None:
+            raise self._failure
         connection = self._connections[self._next_step % len(self._connections)]
         try:
             if not connection.poll(timeout_seconds):
                 return None
             reply = connection.recv()
         except (EOFError, ConnectionError) as error:
-            raise self._death(self._next_step) from error
+            self._failure = self._death(self._next_step)
+            raise self._failure from error
         if reply is not None:
+            self._failure = reply
             raise reply
         views = self._plan.arrays(self._memory, self._slot(self._next_step))
         arrays = {name: view.copy() for name, view in views.items()}
@@ -139,7 +144,10 @@ def _describe_exit(returncode: int | None) -> str:
     return f"was killed by {signal.Signals(-returncode).name}{hint}"
 
 
-def _stop(processes: list[subprocess.Popen[bytes]], connections: list[Connection]) -> None:
+def _stop(owner_pid: int, processes: list[subprocess.Popen[bytes]], connections: list[Connection]) -> None:
+    # A process forked from the owner inherits this call, but not the workers.
+    if os.getpid() != owner_pid:
+        return
     # Workers hold nothing that must be put in order, so they are not waited for politely.
     for connection in connections:
         connection.close()

@@ -47,7 +47,7 @@ def main(connection_fd: int, memory_fd: int, memory_bytes: int, job_fd: int) -> 
         while _wait_for_request(connection, job.parent_pid):
             try:
                 step, slot = connection.recv()
-            except EOFError:
+            except (EOFError, ConnectionError):
                 return
             reply: DataError | OSError | None = None
             try:
@@ -56,7 +56,7 @@ def main(connection_fd: int, memory_fd: int, memory_bytes: int, job_fd: int) -> 
                 reply = error
             try:
                 connection.send(reply)
-            except BrokenPipeError:
+            except ConnectionError:
                 return
 
 

@@ -10,6 +10,7 @@ quantity, so that turning one quantity off leaves the others as they were.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -65,10 +66,19 @@ class MixRecipe:
         self.sources = sources
         self._readers = {kind: Reader(source.corpus) for kind, source in sources.items()}
         self._checked = {kind: Reader(source.corpus, verify=True) for kind, source in sources.items()}
-        self._valid_groups = {
-            kind: _rows_by_group(source.corpus.group, source.split.valid) for kind, source in sources.items()
-        }
         self._pair_unit = round(settings.pair_fraction * 2**_PAIR_UNIT_BITS)
+
+    def __reduce__(self) -> tuple[type[MixRecipe], tuple[MixSettings, dict[str, Source]]]:
+        # Loader workers need neither the files nor the validation list.
+        return MixRecipe, (self.settings, self.sources)
+
+    @cached_property
+    def _valid_groups(self) -> dict[str, list[np.ndarray]]:
+        """Rows of each validation group, by kind."""
+        return {
+            kind: _rows_by_group(source.corpus.group, source.split.valid)
+            for kind, source in self.sources.items()
+        }
 
     def close(self) -> None:
         """Close all files."""
@@ -235,7 +245,8 @@ class MixRecipe:
 
 def _rows_by_group(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     """`rows` cut into one array per group, in the order of the groups."""
-    return [rows[group[rows] == code] for code in np.unique(group[rows])]
+    rows = rows[np.argsort(group[rows], kind="stable")]
+    return np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1)
 
 
 def _split_draws(rng: np.random.Generator) -> tuple[list[float], list[float]]:

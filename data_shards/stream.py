@@ -113,7 +113,8 @@ class MixStream:
 
     def from_draw(self, draw: int) -> BatchIterator:
         """Endless batches, the first starting at global draw `draw`. Close it when done with it early."""
-        plan = self._plan(draw, self.recipe.settings.crop_samples)
+        frames = self.recipe.settings.crop_samples
+        plan = BatchPlan(draw, self.rank, self.world_size, self.batch_size, frames)
         if self.num_workers == 0:
             return BatchIterator(_InProcess(self.recipe, plan), self.timeout_seconds)
         return BatchIterator(WorkerPool(self.recipe, plan, self.num_workers), self.timeout_seconds)
@@ -125,9 +126,12 @@ class MixStream:
         Made in this process: a list is short, and every byte it reads has its checksum checked. Raises:
         DataError.
         """
-        plan = self._plan(0, self.recipe.settings.valid_samples)
         num_items = self.recipe.settings.valid_items
-        for step in range(-(-num_items // (self.world_size * self.batch_size))):
+        # A list shorter than the batches makes them smaller, rather than mostly filling.
+        batch_size = min(self.batch_size, -(-num_items // self.world_size))
+        frames = self.recipe.settings.valid_samples
+        plan = BatchPlan(0, self.rank, self.world_size, batch_size, frames)
+        for step in range(-(-num_items // (self.world_size * batch_size))):
             yield _tensors(validation_arrays(self.recipe, plan, step, num_items))
 
     def item_sources(self, item: int) -> dict[str, str]:
@@ -141,9 +145,6 @@ class MixStream:
         used.
         """
         return {"rir": torch.from_numpy(self.recipe.room_bank())}
-
-    def _plan(self, first_draw: int, frames: int) -> BatchPlan:
-        return BatchPlan(first_draw, self.rank, self.world_size, self.batch_size, frames)
 
 
 def open_stream(
@@ -194,8 +195,7 @@ def worker_count(hp: HParams, ranks_on_machine: int) -> int:
     """Loader workers of one rank: hp.nj, but at most the rank's share of the cores this process may use (1
     at least).
 
-    Also at most MOST_USEFUL_WORKERS unless Praat, which is about a hundred times slower than a crop, is in
-    use.
+    Also at most MOST_USEFUL_WORKERS unless Praat is in use, which takes about 20 ms a crop.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     share = max(cores // ranks_on_machine, 1)

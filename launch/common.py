@@ -11,7 +11,7 @@ import torch
 
 from hparams.errors import UserError
 
-Command = Callable[[list[str] | None], int]
+Command = Callable[..., int]
 INTERRUPTED = 130
 
 

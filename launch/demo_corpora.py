@@ -21,7 +21,6 @@ from data_shards.synthetic import write_demo_audio
 from hparams.errors import UserError
 
 KINDS = ("fg", "bg", "rir")
-AUDIO_NAME = "demo-audio"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +47,7 @@ def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> N
     if not missing:
         return
     start = time.monotonic()
-    audio = data / AUDIO_NAME
+    audio = data / f"demo-audio-{rate_hz}hz-seed{seed}"
     if not audio.is_dir():
         _write_audio(audio, seed, rate_hz)
     for kind in missing:

@@ -50,6 +50,7 @@ class DeepSpeedBackend:
         self._refused: set[str] = set()
         self._engines: dict[str, Any] = {}
         for name, module in modules.items():
+            _make_contiguous(module)
             buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
             self._engines[name], *_ = deepspeed.initialize(
                 model=module,
@@ -177,6 +178,15 @@ class DeepSpeedBackend:
         for key, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, nn.Parameter):
                 value.copy_(weights[key])
+
+
+def _make_contiguous(module: nn.Module) -> None:
+    """Lay out every weight and buffer row by row: DeepSpeed sends them as bytes and cannot read channels-last ones.
+
+    Copied, since torch's `contiguous` leaves the strides of a channels-last 1x1 convolution as they are.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def _forward_in_bf16(forward: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,8 @@ from enhancer.engine.update import StepModules
 
 Row = dict[str, float]
 
-NUM_RESAMPLES = 1000
+NUM_RESAMPLES = 10_000
+"""Resamples of the bootstrap: an end of the interval is then known to 0.03 standard errors of the mean."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+
+from data_shards.options import BuildOptions
 
 RATE_HZ = 8_000
 
@@ -49,3 +52,18 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
 def file_bytes(folder: Path) -> dict[str, bytes]:
     """Name to content, without hidden files."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name[0] != "."}
+
+
+def options(kind: str = "fg", **values) -> BuildOptions:
+    """Options for small builds in this process, which forgive any number of rejects."""
+    return BuildOptions(kind, **{"rate_hz": RATE_HZ, "workers": 1, "max_reject": 1.0, **values})
+
+
+def rejects_of(folder: Path) -> list[dict[str, str]]:
+    """The lines of `rejects.jsonl`."""
+    return [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+
+
+def joined(folder: Path) -> np.ndarray:
+    """All samples one after another."""
+    return np.concatenate([wave for _, wave in sorted(read_samples(folder).items())])

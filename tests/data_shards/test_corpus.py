@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import time
@@ -115,6 +117,18 @@ def test_the_sidecar_of_another_file_and_an_edited_one_are_refused(folder):
     refused(folder, "fg-000001.tar.json is no valid JSON")
 
 
+def test_the_fingerprint_is_the_documented_one(folder):
+    lines = ["wavewright-corpus", "fg", "8000"]
+    for path in sorted(folder.glob("*.tar")):
+        groups = json.loads((folder / f"{path.name}.json").read_text())["group"]
+        named = "".join(f"{len(name.encode())}:{name}" for name in groups)
+        lines.append(
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()} {hashlib.sha256(named.encode()).hexdigest()}"
+        )
+    expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert Corpus.open(folder, "fg").fingerprint == expected
+
+
 def rows(names: list[str]) -> np.ndarray:
     return np.arange(len(names))
 
@@ -138,8 +152,6 @@ def test_the_side_of_a_group_is_its_own_hash_save_where_a_side_would_be_empty(na
 
 
 def test_group_hash_is_the_documented_one():
-    import hashlib
-
     expected = int(hashlib.blake2b(b"p225/take 1", digest_size=8).hexdigest(), 16) / 2**64
     assert group_hash("p225/take 1") == expected
 

@@ -155,7 +155,7 @@ def changed(**values: Any) -> bytes:
     [
         ({"version": 2}, "version 2"),
         ({"tar": "../fg-000000.tar"}, "without a folder"),
-        ({"tar": "/tmp/fg-000000.tar"}, "without a folder"),
+        ({"tar": "/fg-000000.tar"}, "without a folder"),
         ({"tar": ".."}, "without a folder"),
         ({"kind": "voice"}, "`fg` or `bg` or `rir` or `pair`"),
         ({"rate_hz": True}, "needed an integer"),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from ranks import alive, column, records, run_ranks, start_launcher, status, wait, wait_until
+from ranks import alive, column, free_port, records, run_ranks, start_launcher, status, wait, wait_until
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
@@ -129,8 +129,6 @@ def test_damage_in_the_first_batch_of_one_rank_stops_both(tmp_path):
 
 
 def test_a_killed_deepspeed_runner_leaves_a_saved_run_and_no_orphans(tmp_path):
-    from ranks import free_port
-
     run = tmp_path / "run"
     command = [*DEEPSPEED, str(free_port())]
     launcher = start_launcher(command, run, *HALF, *FOREVER, "--step-seconds", "0.01")
@@ -143,8 +141,6 @@ def test_a_killed_deepspeed_runner_leaves_a_saved_run_and_no_orphans(tmp_path):
 
 
 def test_sigterm_to_torchrun_is_a_saved_run(tmp_path):
-    from ranks import free_port
-
     run = tmp_path / "run"
     command = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
     launcher = start_launcher(command, run, *HALF, *FOREVER, "--step-seconds", "0.01")
@@ -157,8 +153,6 @@ def test_sigterm_to_torchrun_is_a_saved_run(tmp_path):
 
 
 def test_the_deepspeed_launcher_trains_without_a_compiler_and_without_noise(tmp_path):
-    from ranks import free_port
-
     run, tools = tmp_path / "run", tmp_path / "tools"
     tools.mkdir()
     for name in ("python", "python3", "deepspeed"):

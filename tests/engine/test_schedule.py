@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -15,33 +16,33 @@ import torch
 from deepspeed.runtime.lr_schedules import WarmupDecayLR
 from deepspeed.utils import logger
 logger.setLevel(logging.ERROR)
-warmup, total = int(sys.argv[1]), int(sys.argv[2])
-optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-schedule = WarmupDecayLR(optimizer, total, 1e-5, 1e-3, warmup, "linear")
-rates = []
-for step in range(total):
-    rates.append(optimizer.param_groups[0]["lr"])
-    schedule.step()
-print(json.dumps(rates))
+table = []
+for warmup, total in json.loads(sys.argv[1]):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = WarmupDecayLR(optimizer, total, 1e-5, 1e-3, warmup, "linear")
+    rates = []
+    for step in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    table.append(rates)
+print(json.dumps(table))
 """
 
 
-@pytest.mark.parametrize(("warmup_steps", "max_steps"), [(1, 5), (2, 6), (7, 20), (10, 11)])
-def test_rates_are_those_of_deepspeeds_scheduler(warmup_steps, max_steps):
-    import json
+CASES = [(1, 5), (2, 6), (7, 20), (10, 11)]
 
+
+def test_rates_are_those_of_deepspeeds_scheduler():
     done = subprocess.run(
-        [sys.executable, "-c", RATES, str(warmup_steps), str(max_steps)],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", RATES, json.dumps(CASES)], capture_output=True, text=True, check=True
     )
-    expected = json.loads(done.stdout.splitlines()[-1])
-    found = [
-        learning_rate(step, min_lr=1e-5, max_lr=1e-3, warmup_steps=warmup_steps, max_steps=max_steps)
-        for step in range(max_steps)
-    ]
-    assert found == pytest.approx(expected, rel=1e-12, abs=0)
+    table = json.loads(done.stdout.splitlines()[-1])
+    for (warmup_steps, max_steps), expected in zip(CASES, table, strict=True):
+        found = [
+            learning_rate(step, min_lr=1e-5, max_lr=1e-3, warmup_steps=warmup_steps, max_steps=max_steps)
+            for step in range(max_steps)
+        ]
+        assert found == pytest.approx(expected, rel=1e-12, abs=0), (warmup_steps, max_steps)
 
 
 def test_the_rate_is_highest_after_the_warm_up_and_never_below_its_least():

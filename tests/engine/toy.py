@@ -39,12 +39,30 @@ TOY_VALUES = (
 )
 
 
+class ChannelsLast(nn.Module):
+    """A convolution over [B, FEATURES] whose weights lie channels last, as fast image-like models keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(1, FEATURES, (1, FEATURES), bias=False)
+        mixing = nn.Conv2d(FEATURES, FEATURES, (1, 3), padding=(0, 1))
+        head = nn.Conv2d(FEATURES, FEATURES, 1)
+        self.layers = nn.Sequential(convolution, nn.Tanh(), mixing, head).to(
+            memory_format=torch.channels_last
+        )
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        """[B, FEATURES] to [B, FEATURES]."""
+        return self.layers(mixture[:, None, None, :])[:, :, 0, 0]
+
+
 @dataclass
 class ToyTask:
     """Regression with dropout (`has_noise`), so that random states matter, or a generator and its judge."""
 
     is_adversarial: bool = False
     has_noise: bool = True
+    is_channels_last: bool = False
     name: str = "toy"
     main_module: str = "generator"
     best_metric: str = "error"
@@ -56,6 +74,8 @@ class ToyTask:
         modules: dict[str, nn.Module] = {
             "generator": nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), *noise, nn.Linear(16, FEATURES))
         }
+        if self.is_channels_last:
+            modules["generator"] = ChannelsLast()
         if self.is_adversarial:
             modules["judge"] = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 1))
         return modules
@@ -101,7 +121,7 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 @dataclass
 class ToyStream:
     """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
-    damage, slow (waits long), term (SIGTERM to itself) or kill."""
+    damage, or term (SIGTERM to itself)."""
 
     rank: int = 0
     world_size: int = 1
@@ -141,7 +161,7 @@ class ToyStream:
 
 
 def _break(kind: str, step: int, at: int, batch: Batch) -> None:
-    if kind == "nan" and step >= at or kind == "once" and step == at:
+    if (kind == "nan" and step >= at) or (kind == "once" and step == at):
         batch["mixture"][0, 0] = float("nan")
     elif step != at:
         return
@@ -149,8 +169,6 @@ def _break(kind: str, step: int, at: int, batch: Batch) -> None:
         raise ValueError("shard-000003.tar is damaged at offset 512")
     elif kind == "term":
         os.kill(os.getpid(), signal.SIGTERM)
-    elif kind == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def toy_hparams(*values: str) -> HParams:
@@ -167,6 +185,7 @@ def main() -> int:
     parser.add_argument("--backend")
     parser.add_argument("--init-from", type=Path)
     parser.add_argument("--adversarial", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--local_rank", type=int)
@@ -176,7 +195,7 @@ def main() -> int:
         stream = ToyStream(
             place.rank, place.world_size, place.batch_size, options.fault, options.step_seconds
         )
-        return ToyTask(options.adversarial, not options.no_noise), stream
+        return ToyTask(options.adversarial, not options.no_noise, options.channels_last), stream
 
     session = Options(options.run, backend=options.backend, init_from=options.init_from)
     return train(toy_hparams(*options.set), session, open_task)

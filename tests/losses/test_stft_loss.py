@@ -127,6 +127,13 @@ def test_where_both_are_silent_nothing_is_asked(level, random):
     assert gradient_norm(level * torch.randn(1, 8000, generator=random), torch.zeros(1, 8000)) == 0
 
 
+def test_autocast_does_not_round_it(noise_wave):
+    loss = MultiResolutionStft(RESOLUTIONS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(noise_wave, noise_wave.flip(0))
+    assert torch.equal(inside, loss(noise_wave, noise_wave.flip(0)))
+
+
 def test_a_target_that_requires_a_gradient_is_refused(noise_wave):
     target = noise_wave.clone().requires_grad_()
     with pytest.raises(ValueError, match="detach it"):

@@ -61,6 +61,13 @@ def test_silence_is_at_the_floor_with_a_finite_gradient():
     assert wave.grad.isfinite().all()
 
 
+def test_autocast_does_not_round_it(noise_wave):
+    mel = MelSpectrogram(RATE_HZ)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = mel(noise_wave)
+    assert torch.equal(inside, mel(noise_wave))
+
+
 def test_a_tone_is_loudest_in_the_band_around_it():
     tone = torch.sin(2 * math.pi * 5000 * torch.arange(RATE_HZ) / RATE_HZ)
     loudest = MelSpectrogram(RATE_HZ)(tone)[:, 50].argmax().item()

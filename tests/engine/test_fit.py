@@ -1,0 +1,208 @@
+"""The loop in one process: cadences, the end, divergence, resuming, damage."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import column, records, status
+from toy import ToyStream, ToyTask, toy_hparams
+
+from enhancer.engine.clock import Clock, crossed
+from enhancer.engine.session import Options, train
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Runs a toy session in this process: session(*values, stream=..., task=..., **options) -> exit code."""
+
+    def run(*values: str, folder: str = "run", task=None, seconds_per_example: float = 0.0, **stream) -> int:
+        def open_task(hp, place):
+            kinds = {"fault": "", "batch_size": place.batch_size, **stream}
+            return task or ToyTask(), stream.get("opened") or ToyStream(**kinds)
+
+        options = Options(tmp_path / folder, backend="accelerate", seconds_per_example=seconds_per_example)
+        return train(toy_hparams(*values), options, open_task)
+
+    return run
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:07d}" / "generator.safetensors")
+
+
+def events(run: Path, name: str) -> list[int]:
+    return [record["step"] for record in records(run, "event") if record["name"] == name]
+
+
+def test_it_logs_evaluates_and_saves_by_cadence_and_at_the_end(session, tmp_path):
+    values = ("max_steps=11", "log_every=3", "eval_every=4", "save_every=5", "keep_checkpoints=10")
+    assert session(*values, seconds_per_example=2.0) == 0
+    run = tmp_path / "run"
+    assert [record["step"] for record in records(run, "step")] == [1, 3, 6, 9]
+    assert [record["step"] for record in records(run, "evaluation")] == [4, 8, 11]
+    assert events(run, "saved") == [5, 10, 11]
+    assert column(run, "draws") == [8, 24, 48, 72]
+    assert (status(run)["state"], status(run)["step"]) == ("finished", 11)
+    lines = (run / "metrics.jsonl").read_text()
+    for name in ("data_wait_seconds", "step_seconds", "examples_per_second", "audio_seconds_per_second"):
+        assert name in lines
+
+
+def test_it_learns_and_keeps_the_best_checkpoint(session, tmp_path):
+    assert session("max_steps=40", "eval_every=10", "keep_checkpoints=1", task=ToyTask(has_noise=False)) == 0
+    run = tmp_path / "run"
+    means = {record["step"]: record["summary"]["error"]["mean"] for record in records(run, "evaluation")}
+    assert means[40] < 0.5 * means[10]
+    best = (run / "checkpoints" / "BEST").read_text().strip()
+    assert best == f"step-{min(means, key=means.__getitem__):07d}"
+    assert (run / "checkpoints" / best / "generator.safetensors").exists()
+
+
+def test_ten_steps_equal_five_and_a_resume_and_five(session, tmp_path):
+    assert session(folder="whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-0000010")
+    assert session(folder="parts") == 0
+    for kind in ("step", "evaluation"):
+        assert records(tmp_path / "parts", kind) == records(tmp_path / "whole", kind)
+    whole, parts = weights(tmp_path / "whole", 10), weights(tmp_path / "parts", 10)
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_a_finished_run_is_left_as_it_is(session, tmp_path):
+    assert session() == 0
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert session() == 0
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert [record["step"] for record in records(tmp_path / "run", "evaluation")] == [5, 10]
+
+
+def test_a_single_bad_step_is_skipped_without_moving_the_schedule(session, tmp_path):
+    assert session(fault="once:3:0") == 0
+    run = tmp_path / "run"
+    assert column(run, "step") == list(range(1, 11))
+    assert column(run, "draws") == [8, 16, 24, 40, 48, 56, 64, 72, 80, 88]
+    assert column(run, "skipped") == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert session(folder="clean") == 0
+    assert column(run, "learning_rate") == column(tmp_path / "clean", "learning_rate")
+
+
+def test_bad_steps_in_a_row_end_the_run_with_70_and_the_batch_saved(session, tmp_path):
+    assert session("max_bad_steps=3", "save_every=2", fault="nan:4:0") == 70
+    run = tmp_path / "run"
+    assert (status(run)["state"], status(run)["step"]) == ("diverged", 4)
+    assert load_file(run / "diverged-0000004-rank0.safetensors")["draw"].tolist() == list(range(48, 56))
+    assert all(torch.isfinite(value).all() for value in weights(run, 4).values())
+
+
+def test_damage_ends_it_with_2_and_one_text(session, tmp_path, capfd):
+    assert session(fault="damage:3:0") == 2
+    assert "error: ValueError: shard-000003.tar is damaged at offset 512" in capfd.readouterr().err
+    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["exit_code"]) == ("failed", 2)
+
+
+def test_a_bug_in_a_task_is_no_user_error_but_is_in_the_status(session, tmp_path):
+    class Broken(ToyTask):
+        def step(self, modules, batch, update):
+            raise KeyError("mixtures")
+
+    with pytest.raises(KeyError):
+        session(task=Broken())
+    assert status(tmp_path / "run")["state"] == "failed"
+    assert "KeyError" in status(tmp_path / "run")["reason"]
+
+
+def test_data_that_end_are_a_failure(session, capfd):
+    class Short(ToyStream):
+        def from_draw(self, draw):
+            source = super().from_draw(draw)
+            return iter([next(source), next(source)])
+
+    assert session(opened=Short()) == 2
+    assert "endless" in capfd.readouterr().err
+
+
+def test_sigterm_saves_leaves_with_75_and_the_same_command_goes_on(session, tmp_path):
+    assert session(fault="term:3:0") == 75
+    assert status(tmp_path / "run")["state"] == "preempted"
+    assert session() == 0
+    assert session(folder="whole") == 0
+    assert records(tmp_path / "run", "step") == records(tmp_path / "whole", "step")
+
+
+def test_an_evaluation_cut_short_is_done_after_the_resume(session, tmp_path):
+    class Stopping(ToyStream):
+        def validation(self):
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().validation()
+
+    assert session(opened=Stopping()) == 75
+    run = tmp_path / "run"
+    assert (status(run)["step"], records(run, "evaluation")) == (5, [])
+    assert session() == 0
+    assert [record["step"] for record in records(run, "evaluation")] == [5, 10]
+
+
+def test_several_updates_a_batch_are_several_steps(session, tmp_path):
+    class Truncated(ToyTask):
+        def step(self, modules, batch, update):
+            for _ in range(3):
+                loss = (modules["generator"](batch["mixture"]) - batch["target"]).square().mean()
+                update("generator", loss)
+            return {"loss": loss.detach()}
+
+    assert session("max_steps=9", "eval_every=4", "save_every=4", task=Truncated()) == 0
+    run = tmp_path / "run"
+    assert column(run, "step") == [3, 6, 9]
+    assert column(run, "draws") == [8, 16, 24]
+    assert [record["step"] for record in records(run, "evaluation")] == [6, 9]
+
+
+def test_a_fresh_run_can_start_from_the_weights_of_another(session, tmp_path):
+    assert session(folder="first") == 0
+    seen = []
+
+    class Watching(ToyTask):
+        def step(self, modules, batch, update):
+            seen.append({key: value.clone() for key, value in modules["generator"].state_dict().items()})
+            return super().step(modules, batch, update)
+
+    options = Options(tmp_path / "second", backend="accelerate", init_from=tmp_path / "first")
+    assert train(toy_hparams(), options, lambda hp, place: (Watching(), ToyStream())) == 0
+    best = (tmp_path / "first" / "checkpoints" / "BEST").read_text().strip()
+    expected = weights(tmp_path / "first", int(best.removeprefix("step-")))
+    assert all(torch.equal(value, seen[0][key]) for key, value in expected.items())
+    assert column(tmp_path / "second", "step")[0] == 1
+
+
+def test_zero_without_deepspeed_is_refused(session, capfd):
+    assert session("zero_stage=1") == 2
+    assert "deepspeed launch/train.py" in capfd.readouterr().err
+
+
+def test_the_clock_separates_waiting_from_stepping():
+    clock = Clock(examples_per_batch=10, seconds_per_example=2.0)
+    clock.start()
+    clock.stop(wait_seconds=0.0)
+    values = clock.read()
+    assert values["data_wait_seconds"] == 0
+    assert values["audio_seconds_per_second"] == pytest.approx(2 * values["examples_per_second"])
+    assert values["examples_per_second"] == pytest.approx(10 / values["step_seconds"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "every", "expected"),
+    [(0, 1, 5, False), (4, 5, 5, True), (5, 6, 5, False), (3, 11, 5, True)],
+)
+def test_a_cadence_is_kept_by_batches_of_several_steps(before, now, every, expected):
+    assert crossed(before, now, every) is expected
