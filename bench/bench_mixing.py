@@ -1,6 +1,6 @@
 """Mixes per CPU second: 16 rows of 1 s at 44.1 kHz, foreground + background + room, on one thread.
 
-    python bench/bench_mixing.py
+    python -m bench.bench_mixing
 
 Prints CPU time, not wall time, so that a busy machine gives the same figure; the best of several runs.
 """

@@ -1,6 +1,6 @@
 """One-second foreground crops per second, one process: this project's reader against stock webdataset.
 
-    python bench/bench_shards.py [--seconds 20]
+    python -m bench.bench_shards [--seconds 20]
 
 Both read the same WAV shards, built here from synthetic audio in a temporary folder, in one process, with a
 warm page cache. webdataset does what its documentation shows: it streams the tars, decodes each member

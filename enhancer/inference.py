@@ -108,7 +108,7 @@ class ChunkedModel:
         self.chunk_samples = chunk_strides * self.stride_samples
         self.fade_in = (torch.arange(self.fade_samples) + 0.5) / self.fade_samples
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Blocks [C, T_i] of a recording -> blocks [C, T_j] of the model's output, of the same total length."""
         held: Tensor | None = None

@@ -11,7 +11,7 @@ import sys
 
 def main() -> int:
     """Build, and say what was built; returns the exit code."""
-    from deepspeed.ops.op_builder.builder import installed_cuda_version  # type: ignore[attr-defined]
+    from deepspeed.ops.op_builder.builder import installed_cuda_version
 
     builders = []
     if "CUDA_HOME" in os.environ or os.path.isdir("/usr/local/cuda"):

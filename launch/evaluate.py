@@ -57,7 +57,7 @@ def evaluate(run: TrainedRun, stream: MixStream) -> list[Row]:
     rows: list[Row] = []
     told = time.monotonic()
     for batch in stream.validation():
-        with torch.inference_mode():
+        with torch.no_grad():
             metrics = task.evaluate(
                 {task.main_module: run.module}, {name: column.to(device) for name, column in batch.items()}
             )

@@ -55,12 +55,16 @@ class ResidualBlock(nn.Module):
         self.first_conv = nn.Conv2d(num_channels, num_channels, 3, padding=1)
         self.second_norm = ChannelNorm(num_channels)
         self.second_conv = nn.Conv2d(num_channels, num_channels, 3, padding=1)
-        nn.init.zeros_(self.second_conv.weight)
-        nn.init.zeros_(self.second_conv.bias)
+        _start_at_zero(self.second_conv)
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.first_conv(F.gelu(self.first_norm(features)))
         return features + self.second_conv(F.gelu(self.second_norm(hidden)))
+
+
+def _start_at_zero(conv: nn.Conv2d) -> None:
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _block(num_inputs: int, num_outputs: int) -> nn.Sequential:
@@ -89,10 +93,9 @@ class MaskUNet(nn.Module):
         self.decoder = nn.ModuleList(_block(b, a) for a, b in reversed(list(pairwise(widths))))
         self.head_conv = nn.Conv2d(width, width, 3, padding=1)
         self.head = nn.Conv2d(width, NUM_MASK_CHANNELS, 1)
-        nn.init.zeros_(self.head.weight)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
-        self.to(memory_format=torch.channels_last)
+        _start_at_zero(self.head)
+        for conv in (part for part in self.modules() if isinstance(part, nn.Conv2d)):
+            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
 
         self.frames_multiple = 1 << NUM_LEVELS
         self.stride_samples = self.frames_multiple * hop_samples

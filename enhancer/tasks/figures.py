@@ -22,7 +22,6 @@ def spectrogram_figure(waves: Mapping[str, Tensor], rate_hz: int) -> Any:
     loudest = max(float(magnitude.max()) for magnitude in spectra.values()) or 1.0
     figure = Figure(figsize=(4.2 * len(spectra), 3.6), layout="constrained")
     axes = figure.subplots(1, len(spectra), sharey=True, squeeze=False)[0]
-    image = None
     for axis, (name, magnitude) in zip(axes, spectra.items(), strict=True):
         level_db = 20 * torch.log10((magnitude / loudest).clamp_min(10 ** (FLOOR_DB / 20)))
         seconds = waves[name].shape[-1] / rate_hz

@@ -70,31 +70,23 @@ def test_rate_length_channels_and_subtype_are_kept(
     """An identity model gives the file back: resampled there and back, without delay or lost end."""
     wave = tone(1.7, rate_hz, channels)
     sf.write(tmp_path / name, wave, rate_hz, subtype)
-    assert (
-        main(
-            [
-                "--run",
-                str(identity_run),
-                "--input",
-                str(tmp_path / name),
-                "--output",
-                str(tmp_path / f"out_{name}"),
-            ]
-        )
-        == 0
-    )
-    before, after = sf.info(tmp_path / name), sf.info(tmp_path / f"out_{name}")
+    target = tmp_path / f"out_{name}"
+    assert main(["--run", str(identity_run), "--input", str(tmp_path / name), "--output", str(target)]) == 0
+    before, after = sf.info(tmp_path / name), sf.info(target)
     assert (after.samplerate, after.frames, after.channels, after.subtype) == (
         before.samplerate,
         before.frames,
         before.channels,
         before.subtype,
     )
+    if subtype == "VORBIS":
+        # What a second encoding costs by itself is not the model's doing.
+        sf.write(tmp_path / "again.ogg", sf.read(tmp_path / name)[0], rate_hz)
+        name = "again.ogg"
     heard, _ = sf.read(tmp_path / name, always_2d=True)
-    restored, _ = sf.read(tmp_path / f"out_{name}", always_2d=True)
+    restored, _ = sf.read(target, always_2d=True)
     edge = rate_hz // 20
-    tolerance = 2e-2 if subtype == "VORBIS" else 1e-3
-    assert np.abs(restored - heard)[edge:-edge].max() < tolerance
+    assert np.abs(restored - heard)[edge:-edge].max() < 1e-3
 
 
 def test_a_file_in_chunks_is_the_model_on_the_whole_file(run_dir: Path, tmp_path: Path) -> None:
@@ -110,7 +102,7 @@ def test_a_file_in_chunks_is_the_model_on_the_whole_file(run_dir: Path, tmp_path
     ]
     assert main([*arguments, "--chunk-seconds", "6"]) == 0
     restored, _ = sf.read(tmp_path / "out.wav", dtype="float32")
-    with torch.inference_mode():
+    with torch.no_grad():
         whole = load_run(run_dir).module(torch.from_numpy(wave.T.copy()))[0].numpy()
     assert np.abs(restored - whole).max() < 1e-4
 

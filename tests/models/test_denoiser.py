@@ -95,15 +95,15 @@ def test_the_output_does_not_depend_on_where_a_recording_is_cut() -> None:
     torch.testing.assert_close(whole[:, start:], cut[:, start - shift :], atol=1e-5, rtol=0)
 
 
-def test_every_parameter_learns_after_two_steps() -> None:
+def test_every_parameter_learns_within_four_steps() -> None:
     torch.manual_seed(0)
     model = MaskUNet(2)
-    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     # Zero-initialised branches pass no gradient to what lies before them until they have moved themselves.
     for _ in range(4):
         optimiser.zero_grad()
-        (model(noise(20_000)) - 0.5 * noise(20_000)).square().mean().mul(1e3).backward()
+        (model(noise(20_000)) - 0.5 * noise(20_000)).square().mean().backward()
         optimiser.step()
     names = [name for name, _ in model.named_parameters()]
     still = [
