@@ -17,6 +17,7 @@ from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, parse_data
 from data_shards.errors import CorpusError
 from data_shards.options import BuildOptions
 from data_shards.plan import Inputs, Report, find_inputs, plan_shards
+from data_shards.scan import require_local
 from data_shards.shard import finished_shard
 from data_shards.sidecar import Reject, Sidecar, sidecar_path
 from data_shards.strict_json import publish
@@ -143,6 +144,7 @@ def _check_arguments(
     if not inputs:
         raise CorpusError("No input folder given. Give one with --input")
     for folder in (*inputs, *targets):
+        require_local(folder, "The input folder")
         if not folder.is_dir():
             what = "is a file; give the folder it lies in" if folder.exists() else "does not exist"
             raise CorpusError(f"The input folder {folder} {what}")
@@ -151,11 +153,18 @@ def _check_arguments(
             f"{len(inputs)} --input and {len(targets)} --target folders; "
             "a pair corpus needs one --target for each --input"
         )
+    for heard, wanted in zip(inputs, targets, strict=False):
+        if heard.resolve() == wanted.resolve():
+            raise CorpusError(
+                f"{heard} is both --input and --target, so every recording would be its own target. "
+                "Give the folder of the targets with --target"
+            )
     if kind != "pair" and targets:
         raise CorpusError(f"--target belongs to kind pair, not to {kind}")
 
 
 def _check_output(folder: Path, kind: str) -> None:
+    require_local(folder, "The output")
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"The output {folder} is a file; give a folder")
     if not folder.is_dir():

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ def build_all(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(stop, progress)
     ) as pool:
         try:
-            waiting: dict[Future[tuple[Sidecar, ShardInfo]], ShardPlan] = {
-                pool.submit(_build_in_worker, plan, options, folder): plan for plan in plans
-            }
+            with _interrupt_blocked():
+                waiting: dict[Future[tuple[Sidecar, ShardInfo]], ShardPlan] = {
+                    pool.submit(_build_in_worker, plan, options, folder): plan for plan in plans
+                }
             while waiting:
                 done, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
                 report(STAGE, progress.value, total)
@@ -83,13 +84,26 @@ def _build_here(
         yield plan, sidecar, shard
 
 
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Hold back Ctrl-C while workers are started, who inherit that for good.
+
+    It reaches the whole process group. The parent gets it once this ends, and stops the workers; a worker that
+    obeyed, perhaps while it still imports, would only print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker_tick: Callable[[int], None]
 
 
 def _start_worker(stop: Any, progress: Any) -> None:
-    """Runs once in each worker: Ctrl-C is the parent's to handle, and its death is ours too."""
+    """Runs once in each worker, to report its progress and to end with its parent."""
     global _worker_tick
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -15,7 +15,7 @@ import numpy as np
 from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, hash_texts, parse_dataset
 from data_shards.errors import CorpusError
 from data_shards.format import is_shard_name, members_of
-from data_shards.scan import first_audio_file
+from data_shards.scan import first_audio_file, require_local
 from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
 from data_shards.split import Split, split_groups
 
@@ -66,7 +66,7 @@ class Corpus:
         Raises CorpusError, saying what to do, when the folder is missing, empty, plain audio, an unfinished
         build, of another kind or rate, or when a shard or sidecar is missing, cut, or of another file.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         info = read_dataset(folder, kind)
         if info.kind != kind:
             raise CorpusError(
@@ -111,6 +111,7 @@ def read_dataset(folder: Path, kind: str | None = None) -> DatasetInfo:
     """`dataset.json` of `folder`. Raises CorpusError with the command to run when there is none."""
     wanted = kind or "fg"
     name = f"{kind} corpus" if kind else "corpus"
+    require_local(folder, f"The {name}")
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise CorpusError(f"The {name} {folder} {what}. Build it: {build_command(wanted, 'DIR', folder)}")

@@ -54,7 +54,8 @@ class BuildOptions:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise CorpusError(f"{name} is {value}; needed a number from {low} to {high}")
+                flag = "--rate" if name == "rate_hz" else f"--{name.replace('_', '-')}"
+                raise CorpusError(f"{flag} is {value}; needed a number from {low} to {high}")
 
     @property
     def segment_frames(self) -> int:

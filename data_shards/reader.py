@@ -3,11 +3,9 @@
 What is checked, and when:
 
 - Every read: that all bytes came. The first read of a member: that the 44-byte WAV header (for FLAC: the
-stream's own
-  header) is there and gives the frames and rate of the sidecar. Both cost microseconds.
+  stream's own header) is there and gives the frames and rate of the sidecar. Both cost microseconds.
 - `whole`, a crop that covers a whole member, any FLAC read, and every crop of a `Reader(verify=True)`: the
-crc32 of the
-  member, once per member and reader. Validation and the room responses are read in this way.
+  crc32 of the member, once per member and reader. Validation and the room responses are read in this way.
 - A byte flipped inside the samples of a WAV is therefore not seen by the partial reads of training, since the
   sidecar's checksum is over the whole member; `python launch/build_shards.py verify FOLDER` reads every byte.
 
@@ -102,7 +100,8 @@ class Reader:
             found, needed = zlib.crc32(data), table.crc32.item(row)
             if found != needed:
                 raise self._damage(
-                    f"the member's crc32 is {found:08x}, the sidecar says {needed:08x}: its bytes changed",
+                    f"the member's crc32 is {found:08x}, the sidecar says {needed:08x}: its bytes changed. "
+                    "Copy the shard again, or delete it and its .json and run its build again",
                     row,
                     name,
                 )

@@ -6,7 +6,7 @@ stored, so any worker, rank or resumed run finds the sample of draw d at once. E
 a draw comes from a counter-based generator keyed by (seed, stream) whose counter holds the draw.
 
 The numbers are a contract: a change of a constant, of the round function or of the number of rounds breaks
-the resume of every run. `tests/data_shards/test_schedule.py` freezes some of them.
+the resume of every run. `tests/data_shards/test_draw_schedule.py` freezes some of them.
 
 Sources: Luby and Rackoff, "How to construct pseudorandom permutations" (1988); Black and Rogaway, "Ciphers
 with arbitrary finite domains" (2002), for cycle walking; Salmon et al., "Parallel random numbers: as easy

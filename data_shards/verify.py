@@ -16,13 +16,7 @@ from typing import BinaryIO
 from data_shards.corpus import read_dataset, read_shard_sidecar
 from data_shards.dataset import DatasetInfo, ShardInfo
 from data_shards.errors import CorpusError
-from data_shards.format import (
-    BLOCK_BYTES,
-    is_shard_name,
-    member_header,
-    member_name,
-    padded,
-)
+from data_shards.format import BLOCK_BYTES, is_shard_name, member_header, member_name, padded
 from data_shards.plan import Report
 from data_shards.sidecar import Sidecar, sidecar_path
 
@@ -89,7 +83,8 @@ def _verify_shard(folder: Path, info: DatasetInfo, shard: ShardInfo, tick: Tick)
         sidecar = read_shard_sidecar(folder, info, shard)
     except CorpusError as error:
         sidecar = None
-        yield Damage(sidecar_path(folder / shard.tar).name, None, None, str(error))
+        sidecar_file = sidecar_path(folder / shard.tar)
+        yield Damage(sidecar_file.name, None, None, str(error).removeprefix(f"{sidecar_file} "))
     path = folder / shard.tar
     if not path.is_file():
         yield Damage(shard.tar, None, None, "is missing")

@@ -6,14 +6,15 @@ the model's whole context on both sides and are cross-faded, so the output is th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from enhancer.signal.levels import db_to_gain
@@ -35,29 +36,19 @@ class TrainedRun:
     module: nn.Module
     checkpoint: Path
     step: int
-
-
-def find_checkpoint(run_dir: Path) -> Path:
-    """The best checkpoint of a run, or the latest where none was judged best. Raises UserError where there is none."""
-    folder = run_dir / "checkpoints"
-    for pointer in (folder / "BEST", folder / "LATEST"):
-        if pointer.is_file():
-            name = pointer.read_text().strip()
-            if Path(name).name == name and (folder / name).is_dir():
-                return folder / name
-    if not run_dir.is_dir():
-        raise UserError(f"there is no run folder {run_dir}; give the --run-dir of a training run")
-    raise UserError(
-        f"{run_dir} has no finished checkpoint; train until the first one is saved (save_every steps)"
-    )
+    notes: tuple[str, ...] = ()
+    """Lines to show the user: which damaged checkpoints were passed over."""
 
 
 def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path | None = None) -> TrainedRun:
-    """The trained model in `run_dir`, with the weights of its best checkpoint or of `checkpoint`.
+    """The trained model in `run_dir`, with the weights of `checkpoint`, or else of its best checkpoint.
 
-    Reads hparams.yaml, manifest.json and safetensors only; nothing that is read can execute code.
+    The weights are used only where they are, byte for byte, what the checkpoint's manifest says. In place of a best
+    checkpoint that is damaged, or was never judged, comes the latest that is whole. Reads hparams.yaml, manifest.json
+    and safetensors only; nothing that is read can execute code. Raises UserError naming what is missing or damaged.
     """
-    folder = checkpoint or find_checkpoint(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"there is no run folder {run_dir}; give the --run-dir of a training run")
     hparams_file = run_dir / "hparams.yaml"
     if not hparams_file.is_file():
         raise UserError(
@@ -65,13 +56,84 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path
         )
     hp = load(hparams_file)
     task = TASKS[hp.task.name](hp)
+    file_name = f"{task.main_module}.safetensors"
+    notes: list[str] = []
+    if checkpoint is None:
+        folder, weights, notes = _first_whole(run_dir, file_name)
+    else:
+        folder, weights = checkpoint, _read_weights(checkpoint, file_name)
     module = task.build()[task.main_module]
-    weights = folder / f"{task.main_module}.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{folder} holds no {weights.name}; copy the whole checkpoint folder")
-    module.load_state_dict(load_file(weights))
-    step = json.loads((folder / "manifest.json").read_text())["step"]
-    return TrainedRun(hp, task, module.to(device).eval(), folder, step)
+    try:
+        module.load_state_dict(safetensors.torch.load(weights.data))
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder / file_name} holds another model than {hparams_file} says: {error}"
+        ) from error
+    return TrainedRun(hp, task, module.to(device).eval(), folder, weights.step, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    data: bytes
+    step: int
+
+
+def _first_whole(run_dir: Path, file_name: str) -> tuple[Path, _Weights, list[str]]:
+    """The checkpoint to use with its weights, and what is to be said of those that were passed over."""
+    notes: list[str] = []
+    for folder in _in_order_of_preference(run_dir / "checkpoints"):
+        try:
+            weights = _read_weights(folder, file_name)
+        except UserError as error:
+            notes.append(f"checkpoint {folder.name} is refused: {error}")
+            continue
+        if notes:
+            notes.append(f"using {folder.name} in its place")
+        return folder, weights, notes
+    if notes:
+        raise UserError(f"{run_dir} has no whole checkpoint: {'; '.join(notes)}")
+    raise UserError(
+        f"{run_dir} has no finished checkpoint; train until the first one is saved (save_every steps)"
+    )
+
+
+def _in_order_of_preference(checkpoints: Path) -> list[Path]:
+    """The best checkpoint, the latest, then all from the newest to the oldest."""
+    pointers = [checkpoints / "BEST", checkpoints / "LATEST"]
+    named = [Path(pointer.read_text("utf-8").strip()).name for pointer in pointers if pointer.is_file()]
+    # Longer names come later: steps of more than seven digits have more.
+    newest = sorted((path.name for path in checkpoints.glob("step-*")), key=lambda name: (len(name), name))[
+        ::-1
+    ]
+    return [checkpoints / name for name in dict.fromkeys([*named, *newest]) if (checkpoints / name).is_dir()]
+
+
+def _read_weights(folder: Path, file_name: str) -> _Weights:
+    """The bytes of a file of a checkpoint. Raises UserError where they are not those that its manifest lists."""
+    path, manifest = folder / file_name, folder / "manifest.json"
+    try:
+        content = json.loads(manifest.read_text("utf-8"))
+        step, entry = content["state"]["step"], content["files"][file_name]
+        size, digest = entry["bytes"], entry["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{manifest} is missing or damaged ({error}); copy the whole checkpoint folder again"
+        ) from error
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); copy the whole checkpoint folder again"
+        ) from error
+    if len(data) != size:
+        raise UserError(
+            f"{path} has {len(data)} bytes, its manifest says {size}; copy the checkpoint folder again"
+        )
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise UserError(
+            f"{path} is changed: its sha256 is not the manifest's; copy the checkpoint folder again"
+        )
+    return _Weights(data, step)
 
 
 def gain_into_range(rms: float, range_db: tuple[float, float]) -> float:

@@ -1,10 +1,8 @@
-"""How good an estimate is, per row: SI-SDR, STFT and log-mel distances; and a mean with its interval."""
+"""How good an estimate is, per row: SI-SDR, STFT and log-mel distances."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -70,25 +68,3 @@ class LogMelDistance:
     def __call__(self, estimate: WaveBatch, target: WaveBatch) -> PerRow:
         """[B, T], [B, T] -> dB [B]."""
         return (self.mel(estimate) - self.mel(target)).abs().mean((-2, -1))
-
-
-class MeanWithInterval(NamedTuple):
-    """A mean and the half width of its 95 % interval."""
-
-    mean: float
-    half_width: float
-
-
-def mean_with_interval(values: Sequence[float]) -> MeanWithInterval:
-    """Mean and half width of its 95 % interval, 1.96 s / sqrt(n) (normal approximation); NaN for one value.
-
-    Raises ValueError where there is no value.
-    """
-    count = len(values)
-    if not count:
-        raise ValueError("no values to average; needed at least one")
-    mean = math.fsum(values) / count
-    if count == 1:
-        return MeanWithInterval(mean, math.nan)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return MeanWithInterval(mean, 1.96 * math.sqrt(variance / count))

@@ -102,7 +102,7 @@ def _find(name_or_path: str | Path, folder: Path) -> tuple[Path, str]:
         return PRESETS_DIR / f"{text}.yaml", f"hparams/{text}.yaml"
     near = _nearest(text, presets)
     raise UserError(
-        f"no preset is called {text!r}{near}. Presets: {', '.join(presets)}; "
+        f"no preset is called {text!r}{near} Presets: {', '.join(presets)}; "
         f"a file of your own is given by its path, such as ./{text or 'mine'}.yaml"
     )
 
@@ -199,7 +199,7 @@ def _nearest_key(key: str) -> str | None:
 
 def _nearest(word: str, words: Sequence[str]) -> str:
     close = difflib.get_close_matches(word[:100], words, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def _rule_text(key: str) -> str:

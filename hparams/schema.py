@@ -61,7 +61,7 @@ class DenoiseHParams:
     ] = 1.0
     si_sdr_weight: Annotated[
         NonNegativeFloat,
-        Field(description="weight of the negative SI-SDR, in bels; 0 leaves it out"),
+        Field(description="weight of the negative SI-SDR (dB); 0 leaves it out"),
     ] = 0.0
     valid_items: Annotated[Positive, Field(description="mixtures on the fixed validation list")] = 64
     valid_seconds: Annotated[PositiveFloat, Field(description="length of each validation mixture")] = 4.0

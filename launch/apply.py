@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     jobs = plan(args.input, args.output)
     run = load_run(args.run, choose_device(args.device), checkpoint_folder(args.run, args.checkpoint))
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"{run.hp.task.name} model of {args.run}, {run.checkpoint.name}, {run.hp.wav_rate} Hz", flush=True)
     seconds = wall_seconds = 0.0
     for number, (source, target) in enumerate(jobs, start=1):

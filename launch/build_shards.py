@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
-        print("\nstopped; finished shards are kept, run the same command to go on", file=sys.stderr)
+        kept = "" if args.command == "verify" else "; finished shards are kept, run the same command to go on"
+        print(f"\nstopped{kept}", file=sys.stderr)
         return EXIT_STOPPED
 
 

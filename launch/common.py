@@ -1,4 +1,4 @@
-"""What the commands that use a trained run share: the choice of device and checkpoint, and how errors are told."""
+"""What the commands share: how errors are told, and the choice of device and checkpoint of a trained run."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from data_shards.errors import DataError
 from hparams.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Command = Callable[..., int]
 INTERRUPTED = 130
 
 
 def reports_user_errors(command: Command) -> Command:
-    """Tell a UserError as one text and exit with 2; Ctrl-C ends with 130."""
+    """Tell wrong input, damaged data and what the system refuses (OSError) as one text and exit with 2.
+
+    Ctrl-C ends with 130.
+    """
 
     @functools.wraps(command)
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return command(argv)
-        except UserError as error:
+        except (UserError, DataError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -34,6 +40,8 @@ def reports_user_errors(command: Command) -> Command:
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; `auto` is CUDA, else MPS, else the CPU. Raises UserError where it is not there."""
+    import torch
+
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")

@@ -1,5 +1,4 @@
-"""Write the embedded demo corpora: synthesise audio folders, then build data/fg, data/bg and data/rir from
-them.
+"""Write the embedded demo corpora: synthesise audio folders, then build data/fg, data/bg and data/rir from them.
 
     python launch/demo_corpora.py [--data data] [--seed 0] [--rate 44100]
 
@@ -18,11 +17,12 @@ from data_shards.build import build_corpus
 from data_shards.dataset import DATASET_NAME
 from data_shards.options import BuildOptions
 from data_shards.synthetic import write_demo_audio
-from hparams.errors import UserError
+from launch.common import reports_user_errors
 
 KINDS = ("fg", "bg", "rir")
 
 
+@reports_user_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="demo_corpora.py", description=__doc__.splitlines()[0])
@@ -30,11 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other voices, noises and rooms")
     parser.add_argument("--rate", type=int, default=44_100, help="sample rate in Hz")
     options = parser.parse_args(arguments)
-    try:
-        write_demo_corpora(options.data, seed=options.seed, rate_hz=options.rate)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write_demo_corpora(options.data, seed=options.seed, rate_hz=options.rate)
     return 0
 
 

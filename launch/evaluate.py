@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = _parser().parse_args(argv)
     run = load_run(args.run, choose_device(args.device), checkpoint_folder(args.run, args.checkpoint))
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
     hp = replace(run.hp, **{name: getattr(args, name) for name in CORPUS_FIELDS if getattr(args, name)})
     stream = open_stream(hp, batch_size=BATCH_SIZE, num_workers=0)
     for warning in stream.warnings:

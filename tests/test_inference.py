@@ -1,8 +1,9 @@
-"""Chunked processing against one pass over the whole recording, and the gain of a recording."""
+"""Chunked processing against one pass over the whole recording, the gain of a recording, and which weights are used."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from enhancer.inference import ChunkedModel, gain_into_range
+from enhancer.engine.manifest import write_manifest
+from enhancer.engine.state import State
+from enhancer.engine.weights import write_weights
+from enhancer.inference import ChunkedModel, gain_into_range, load_run
+from enhancer.models.denoiser import MaskUNet
+from hparams.errors import UserError
+from hparams.load import dump
+from hparams.schema import DenoiseHParams, HParams
 from tests.models.test_denoiser import noise, perturbed
 
 
@@ -74,3 +82,69 @@ def test_one_gain_brings_a_recording_into_the_trained_range(level_db: float, wan
 def test_silence_is_not_amplified() -> None:
     assert gain_into_range(0.0, (-38.0, -14.0)) == 1.0
     assert gain_into_range(1e-6, (-38.0, -14.0)) == 1.0
+
+
+def run_with(folder: Path, *steps: int) -> Path:
+    """A run folder whose checkpoints, as the engine writes them, are models of width 1."""
+    folder.mkdir()
+    (folder / "hparams.yaml").write_text(dump(HParams(task=DenoiseHParams(width=1))))
+    for step in steps:
+        checkpoint = folder / "checkpoints" / f"step-{step:07d}"
+        checkpoint.mkdir(parents=True)
+        write_weights(checkpoint / "denoiser.safetensors", MaskUNet(1).state_dict())
+        write_manifest(checkpoint, State(step=step), {})
+    return folder
+
+
+def point(run: Path, pointer: str, step: int) -> None:
+    (run / "checkpoints" / pointer).write_text(f"step-{step:07d}\n")
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_best_checkpoint_is_used_else_the_latest_else_the_newest(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, 2, 3, 12_345_678)
+    assert load_run(run).step == 12_345_678
+    point(run, "LATEST", 3)
+    assert load_run(run).step == 3
+    point(run, "BEST", 1)
+    found = load_run(run)
+    assert (found.step, found.checkpoint.name, found.notes) == (1, "step-0000001", ())
+    assert load_run(run, checkpoint=run / "checkpoints" / "step-0000002").step == 2
+
+
+def test_changed_weights_are_refused_and_named_and_the_latest_whole_ones_are_used(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, 2, 3)
+    point(run, "BEST", 2)
+    point(run, "LATEST", 3)
+    for step in (2, 3):
+        flip_a_byte(run / "checkpoints" / f"step-000000{step}" / "denoiser.safetensors")
+    found = load_run(run)
+    assert found.step == 1
+    text = "\n".join(found.notes)
+    assert "step-0000002 is refused" in text and "step-0000003/denoiser.safetensors is changed" in text
+    assert found.notes[-1] == "using step-0000001 in its place"
+
+
+def test_changed_weights_asked_for_by_name_or_alone_are_an_error(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 4)
+    weights = run / "checkpoints" / "step-0000004" / "denoiser.safetensors"
+    flip_a_byte(weights)
+    with pytest.raises(UserError, match=r"step-0000004/denoiser\.safetensors is changed"):
+        load_run(run, checkpoint=weights.parent)
+    with pytest.raises(UserError, match=r"no whole checkpoint: .*denoiser\.safetensors is changed"):
+        load_run(run)
+    weights.write_bytes(b"")
+    with pytest.raises(UserError, match="has 0 bytes, its manifest says"):
+        load_run(run)
+
+
+def test_weights_of_another_model_are_the_users_error(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 4)
+    (run / "hparams.yaml").write_text(dump(HParams(task=DenoiseHParams(width=2))))
+    with pytest.raises(UserError, match=r"holds another model than .*hparams\.yaml says"):
+        load_run(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,6 @@ from enhancer.metrics import (
     SDR_LIMIT_DB,
     LogMelDistance,
     StftDistance,
-    mean_with_interval,
     si_sdr,
     si_sdr_improvement,
 )
@@ -101,20 +99,3 @@ def test_a_gain_is_its_own_log_mel_distance(random):
     target = 0.1 * torch.randn(2, 8000, generator=random)
     distance = LogMelDistance(MelSpectrogram(44_100))(target * torch.tensor([[0.5], [2.0]]), target)
     torch.testing.assert_close(distance, torch.full((2,), 20 * math.log10(2)), atol=1e-3, rtol=0)
-
-
-def test_the_interval_covers_the_truth_95_times_in_100():
-    draws = np.random.default_rng(3).normal(2.0, 5.0, size=(2000, 64))
-    inside = 0
-    for values in draws.tolist():
-        result = mean_with_interval(values)
-        assert result.mean == pytest.approx(statistics.fmean(values))
-        inside += abs(result.mean - 2.0) <= result.half_width
-    assert inside / len(draws) == pytest.approx(0.95, abs=0.02)
-
-
-def test_one_value_has_no_interval_and_none_has_no_mean():
-    assert mean_with_interval([3.0]).mean == 3.0
-    assert math.isnan(mean_with_interval([3.0]).half_width)
-    with pytest.raises(ValueError, match="no values"):
-        mean_with_interval([])

@@ -7,7 +7,7 @@ optimiser, its learning rate and clipping are ours, and the numbers are those of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from enhancer.engine import distributed
-from enhancer.engine.backend import STATE, WEIGHTS
+from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.schedule import learning_rate
 from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights
 from hparams.errors import UserError
 from hparams.schema import HParams
-
-ParamGroups = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def start(hp: HParams) -> Any:

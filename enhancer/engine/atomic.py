@@ -46,10 +46,18 @@ def write_text(path: Path, text: str, is_durable: bool = True) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Rename `temporary`, whose files are on the disk already, to `final`, which must not exist."""
+    """Rename `temporary`, whose files are on the disk already, to `final`.
+
+    A folder that stands there is put aside first and deleted last: it is gone only when the new one stands.
+    """
     sync_folder(temporary)
+    aside = final.with_name(temporary_name(final.name))
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(final, aside)
     os.rename(temporary, final)
     sync_folder(final.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
 
 
 def remove_folder(folder: Path) -> None:

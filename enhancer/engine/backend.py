@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+ParamGroups = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Optimiser parameter groups of every module by name, as `Task.param_groups` gives them."""
 WEIGHTS = "{name}.safetensors"
 """File of a checkpoint with the whole weights of module `name`, as `module.state_dict()` names them."""
 STATE = "{name}.rank{rank}.pt"

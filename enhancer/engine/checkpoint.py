@@ -102,15 +102,12 @@ class Checkpoints:
         return checkpoint.state
 
     def _prepare(self, final: Path) -> Path | None:
-        """An empty temporary folder for `final`; None when `final` is there and whole."""
-        if final.is_dir():
-            try:
-                verify(final)
-            except DamagedCheckpoint:
-                # It was passed over at the start, and training has come by this step again.
-                atomic.remove_folder(final)
-            else:
-                return None
+        """An empty temporary folder for `final`; None when `final` is there and whole.
+
+        A damaged `final` was passed over at the start and training has come by its step again: it is replaced.
+        """
+        if final.is_dir() and _is_whole(final):
+            return None
         temporary = self.folder / atomic.temporary_name(final.name)
         try:
             temporary.mkdir(parents=True)
@@ -204,3 +201,11 @@ class Checkpoints:
                 "Restore one from a backup, or start afresh with another --run-dir."
             )
         return None, skipped
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except DamagedCheckpoint:
+        return False
+    return True

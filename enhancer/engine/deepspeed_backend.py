@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from enhancer.engine import distributed
-from enhancer.engine.accelerate_backend import ParamGroups
-from enhancer.engine.backend import STATE, WEIGHTS
+from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.deepspeed_machine import can_use_fused_adam
 from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights

@@ -12,7 +12,7 @@ from enhancer.engine.batches import Batches, raise_failures
 from enhancer.engine.clock import Clock, crossed
 from enhancer.engine.guard import Flags, StepAborted
 from enhancer.engine.job import Job, Outcome
-from enhancer.engine.milestones import diverged, end, evaluate_if_due, log_step, save
+from enhancer.engine.milestones import diverged, end, evaluate_if_due, log_step, preempted, save
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
 from enhancer.engine.update import StepModules, Update
@@ -32,26 +32,21 @@ def fit(job: Job, state: State) -> Outcome:
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
     with closing(Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)) as batches:
         while state.step < hp.max_steps and not is_stopping:
-            before = state
+            before, rate = state.step, job.backend.learning_rate(job.task.main_module)
             clock.start()
             batch = batches.next()
-            if not _all_have_one(job, batches, batch):
-                is_stopping = True
-                break
-            rate = job.backend.learning_rate(job.task.main_module)
             metrics = _step(job, update, batches, batch)
             if metrics is None:
                 is_stopping = True
                 break
             state = _advance(state, update, job.global_batch)
+            job.run.step = state.step
             clock.stop(batches.wait_seconds)
             for text in update.skipped:
                 job.monitor.event(state.step, "skipped", f"step after {state.step} skipped: {text}")
             if state.bad_in_a_row >= hp.max_bad_steps:
                 return diverged(job, state, batch)
-            if state.step > before.step and (
-                before.step == 0 or crossed(before.step, state.step, hp.log_every)
-            ):
+            if state.step > before and (before == 0 or crossed(before, state.step, hp.log_every)):
                 log_step(job, state, update, metrics, {"learning_rate": rate, **clock.read()})
             job.monitor.progress(state.step)
             is_stopping = update.is_stopping
@@ -61,13 +56,10 @@ def fit(job: Job, state: State) -> Outcome:
                 saved_step = save(job, state)
     if state.step > saved_step:
         save(job, state)
-    if is_stopping:
-        reasons = [reason for reason in distributed.all_gather(job.stop.reason) if reason]
-        return end(job, Outcome("preempted", state, reasons[0] if reasons else "asked to stop"))
-    return end(job, Outcome("finished", state))
+    return end(job, preempted(job, state) if is_stopping else Outcome("finished", state))
 
 
-def _all_have_one(job: Job, batches: Batches, batch: Batch | None) -> bool:
+def _all_have_one(batches: Batches, batch: Batch | None) -> bool:
     """False when a rank was told to stop while waiting for its batch. Raises DataFailure when data failed.
 
     Later than the first batch a rank without one joins the others in a step with its last, and they find out in
@@ -83,6 +75,8 @@ def _all_have_one(job: Job, batches: Batches, batch: Batch | None) -> bool:
 
 def _step(job: Job, update: Update, batches: Batches, batch: Batch | None) -> dict[str, Tensor] | None:
     """Metrics of one guarded step, None when a rank was told to stop while waiting for its batch."""
+    if not _all_have_one(batches, batch):
+        return None
     generators = rng.capture()
     update.begin(is_missing=batch is None)
     present = batch or batches.last

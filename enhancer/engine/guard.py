@@ -7,6 +7,7 @@ from pathlib import Path
 
 from enhancer.engine import distributed
 from enhancer.engine.task import Batch
+from enhancer.engine.weights import write_weights
 
 
 class StepAborted(Exception):
@@ -31,10 +32,8 @@ class Flags:
 def save_replay(folder: Path, step: int, batch: Batch) -> Path:
     """Write this rank's `batch`, its draw numbers among it, to `folder` so that a diverged step can be replayed.
 
-    The file is `diverged-STEP-rankR.safetensors`: tensors only.
+    The file is `diverged-STEP-rankR.safetensors`: tensors only. Raises OSError where it cannot be written.
     """
-    from safetensors.torch import save_file
-
     path = folder / f"diverged-{step:07d}-rank{distributed.rank()}.safetensors"
-    save_file({key: value.detach().cpu().contiguous() for key, value in batch.items()}, path)
+    write_weights(path, batch)
     return path

@@ -77,6 +77,12 @@ def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:
     return end(job, Outcome("diverged", state, reason))
 
 
+def preempted(job: Job, state: State) -> Outcome:
+    """The outcome of a stop request, with the reason of the first rank that was asked."""
+    reasons = [reason for reason in distributed.all_gather(job.stop.reason) if reason]
+    return Outcome("preempted", state, reasons[0] if reasons else "asked to stop")
+
+
 def end(job: Job, outcome: Outcome) -> Outcome:
     """Write down how the run ended; `outcome`."""
     text = f"{outcome.status} at step {outcome.state.step}" + (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enhancer.engine.backend import WEIGHTS
 from enhancer.engine.checkpoint import BEST, LATEST, Checkpoint
+from enhancer.engine.manifest import DamagedCheckpoint, verify
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
 from hparams.schema import HParams
@@ -74,7 +75,8 @@ def check_resume(
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     """Weights of module `name` in `path`; no code of the file is executed. Raises UserError.
 
-    `path` is a run folder (its best checkpoint, else its latest), a checkpoint folder or a .safetensors file.
+    `path` is a run folder (its best checkpoint, else its latest), a checkpoint folder or a .safetensors file. A
+    checkpoint that is not what its manifest says is refused.
     """
     return read_weights_file(_weights_file(path, WEIGHTS.format(name=name)))
 
@@ -93,6 +95,12 @@ def _weights_file(path: Path, file_name: str) -> Path:
             f"{path}: no {file_name} there; needed a run folder with a checkpoint, a checkpoint folder, "
             "or a .safetensors file"
         )
+    try:
+        verify(path)
+    except DamagedCheckpoint as error:
+        raise UserError(
+            f"{error}; give another checkpoint folder of that run, or copy this one again"
+        ) from error
     return path / file_name
 
 

@@ -40,13 +40,15 @@ class Run:
         self.folder = folder
         self.changes = changes
         """(key, old value, new value) of what this command changed in the run."""
+        self.step = 0
+        """Steps behind the run, for a status written where training fails."""
         self._max_steps = max_steps
         self._started = _now()
         self._lock: int | None = None
 
     @classmethod
     def open(cls, folder: Path, hp: HParams) -> Run:
-        """Make or go on in `folder` with `hp`. Called by all ranks.
+        """Make or go on in `folder` with `hp`, without the STOP file that ended the run before. Called by all ranks.
 
         Raises UserError on all ranks alike: the folder cannot be written, another process trains in it, or it
         holds a run of other hyper-parameters than may change.
@@ -59,6 +61,7 @@ class Run:
 
     def status(self, state: str, step: int, reason: str = "", exit_code: int | None = None) -> None:
         """Replace `status.json`. `state` is running, finished, preempted, diverged or failed."""
+        self.step = step
         if not distributed.is_main():
             return
         content = {
@@ -73,15 +76,6 @@ class Run:
             "updated": _now(),
         }
         write_status(self.folder / STATUS, records.encode(content, indent=1) + "\n", state != "running")
-
-    def has_stop_file(self) -> bool:
-        """Whether someone asked by a STOP file that the run ends."""
-        return (self.folder / STOP).exists()
-
-    def clear_stop_file(self) -> None:
-        """Remove the STOP file that ended the run before."""
-        if distributed.is_main():
-            (self.folder / STOP).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others into the folder."""
@@ -108,7 +102,10 @@ def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[tupl
         folder.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(folder)
         try:
-            return lock, _write_hparams(folder, hp, world_size)
+            changes = _write_hparams(folder, hp, world_size)
+            # Here, where the other ranks still wait: they must not take the old file for a new request.
+            (folder / STOP).unlink(missing_ok=True)
+            return lock, changes
         except BaseException:
             os.close(lock)
             raise
@@ -122,6 +119,11 @@ def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[tupl
 def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[tuple[str, Any, Any]]:
     path = folder / HPARAMS
     if not path.exists():
+        if committed(folder / "checkpoints"):
+            raise UserError(
+                f"{folder} has checkpoints but no {HPARAMS}, so nobody can tell whether this is the same run. "
+                f"Put the file back, or give another --run-dir and --init-from {folder}"
+            )
         atomic.write_text(path, dump(hp))
         return []
     changes = _accepted_changes(folder, path, hp, world_size)

@@ -65,12 +65,12 @@ def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     launch = launcher.detect()
     backend_name = options.backend or launch.backend
     try:
-        device = _start(backend_name, hp)
+        machine = _join(backend_name, hp)
         launcher.set_threads(launch)
         say(
             f"{backend_name} backend, {distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
         )
-        return _train_in_folder(hp, options, open_task, launch, backend_name, device)
+        return _Session(hp, options, open_task, launch, backend_name, machine).train()
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return EXIT_USER
@@ -93,7 +93,8 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _start(backend_name: str, hp: HParams) -> Any:
+def _join(backend_name: str, hp: HParams) -> Any:
+    """Join the other ranks; what the backend is then made on: an Accelerator or a device."""
     if backend_name == "deepspeed":
         from enhancer.engine import deepspeed_machine
 
@@ -103,103 +104,101 @@ def _start(backend_name: str, hp: HParams) -> Any:
     return accelerate_backend.start(hp)
 
 
-def _train_in_folder(
-    hp: HParams, options: Options, open_task: OpenTask, launch: Launch, backend_name: str, device: Any
-) -> int:
-    run = Run.open(options.run_folder, hp)
-    with ExitStack() as stack:
-        stack.callback(run.close)
-        run.clear_stop_file()
-        stop = stack.enter_context(listening(run.folder, launch.num_ancestors))
-        step = 0
-        try:
-            job, state = _prepare(hp, options, open_task, launch, backend_name, device, run, stop)
-            step = state.step
-            with closing(job.monitor):
-                return fit(job, state).exit_code
-        except (UserError, OSError) as error:
-            run.status("failed", step, str(error), exit_code=EXIT_USER)
-            raise
-        except BaseException as error:
-            run.status("failed", step, f"{type(error).__name__}: {error}")
-            raise
+@dataclass(frozen=True)
+class _Session:
+    """A start whose ranks have found each other."""
 
+    hp: HParams
+    options: Options
+    open_task: OpenTask
+    launch: Launch
+    backend_name: str
+    machine: Any
+    """What `_join` gave."""
 
-def _prepare(
-    hp: HParams,
-    options: Options,
-    open_task: OpenTask,
-    launch: Launch,
-    backend_name: str,
-    device: Any,
-    run: Run,
-    stop: Stop,
-) -> tuple[Job, State]:
-    """Everything that training works with, and where it goes on from."""
-    world_size = distributed.world_size()
-    checkpoints = Checkpoints(run.folder, hp.keep_checkpoints, {})
-    checkpoint = checkpoints.latest_valid()
-    for text in checkpoints.skipped:
-        say(text)
-    batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
-    place = Place(distributed.rank(), world_size, launch.local_world_size, batch_size)
-    say("opening the corpora and building the model")
-    # The same weights on all ranks; what is drawn while training differs between them.
-    torch.manual_seed(hp.seed)
-    task, stream, backend = distributed.together(
-        lambda: _open(hp, options, open_task, backend_name, device, place, is_fresh=checkpoint is None)
-    )
-    torch.manual_seed(hp.seed + place.rank)
-    checkpoints.record.update(
-        task=task.name,
-        global_batch=batch_size * world_size,
-        fingerprint=stream.fingerprint,
-        hparams=flat_values(hp),
-    )
-    state = _resume(hp, options, checkpoints, checkpoint, backend, stream.fingerprint)
-    monitor = Monitor.open(run.folder, hp.max_steps, state.step)
-    _announce(monitor, task, backend, state, checkpoint)
-    job = Job(
-        hp=hp,
-        task=task,
-        stream=stream,
-        backend=backend,
-        run=run,
-        checkpoints=checkpoints,
-        monitor=monitor,
-        stop=stop,
-        global_batch=batch_size * world_size,
-        seconds_per_example=options.seconds_per_example,
-    )
-    return job, state
+    def train(self) -> int:
+        """Train in the run folder; the exit code. However it ends, `status.json` says so."""
+        run = Run.open(self.options.run_folder, self.hp)
+        with closing(run), listening(run.folder, self.launch.num_ancestors) as stop:
+            try:
+                with ExitStack() as stack:
+                    job, state = self._prepare(run, stop, stack)
+                    return fit(job, state).exit_code
+            except (UserError, OSError) as error:
+                run.status("failed", run.step, str(error), exit_code=EXIT_USER)
+                raise
+            except BaseException as error:
+                run.status("failed", run.step, f"{type(error).__name__}: {error}")
+                raise
 
+    def _prepare(self, run: Run, stop: Stop, stack: ExitStack) -> tuple[Job, State]:
+        """Everything that training works with, and where it goes on from; `stack` closes the monitor."""
+        hp, world_size = self.hp, distributed.world_size()
+        checkpoints = Checkpoints(run.folder, hp.keep_checkpoints, {})
+        checkpoint = checkpoints.latest_valid()
+        for text in checkpoints.skipped:
+            say(text)
+        run.step = checkpoint.state.step if checkpoint else 0
+        batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
+        place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
+        say("opening the corpora and building the model")
+        # The same weights on all ranks; what is drawn while training differs between them.
+        torch.manual_seed(hp.seed)
+        is_fresh = checkpoint is None
+        task, stream, backend = distributed.together(lambda: self._open(place, is_fresh=is_fresh))
+        torch.manual_seed(hp.seed + place.rank)
+        checkpoints.record.update(
+            task=task.name,
+            global_batch=batch_size * world_size,
+            fingerprint=stream.fingerprint,
+            hparams=flat_values(hp),
+        )
+        state = self._resume(checkpoints, checkpoint, backend, stream.fingerprint)
+        monitor = distributed.together(lambda: Monitor.open(run.folder, hp.max_steps, state.step))
+        stack.callback(monitor.close)
+        _announce(monitor, task, backend, state, checkpoint)
+        job = Job(
+            hp=hp,
+            task=task,
+            stream=stream,
+            backend=backend,
+            run=run,
+            checkpoints=checkpoints,
+            monitor=monitor,
+            stop=stop,
+            global_batch=batch_size * world_size,
+            seconds_per_example=self.options.seconds_per_example,
+        )
+        return job, state
 
-def _open(
-    hp: HParams,
-    options: Options,
-    open_task: OpenTask,
-    backend_name: str,
-    device: Any,
-    place: Place,
-    *,
-    is_fresh: bool,
-) -> tuple[Task, Stream, Backend]:
-    task, stream = open_task(hp, place)
-    modules = task.build()
-    if options.init_from is not None and is_fresh:
-        for name, module in modules.items():
-            _load_weights(module, read_weights(options.init_from, name), options.init_from)
-    groups = {name: task.param_groups(name, module) for name, module in modules.items()}
-    if backend_name == "deepspeed":
-        from enhancer.engine.deepspeed_backend import DeepSpeedBackend
+    def _open(self, place: Place, *, is_fresh: bool) -> tuple[Task, Stream, Backend]:
+        """The task, this rank's data, and the modules on their device; fresh ones may start from other weights."""
+        hp, init_from = self.hp, self.options.init_from
+        task, stream = self.open_task(hp, place)
+        modules = task.build()
+        if init_from is not None and is_fresh:
+            for name, module in modules.items():
+                _load_weights(module, read_weights(init_from, name), init_from)
+        groups = {name: task.param_groups(name, module) for name, module in modules.items()}
+        if self.backend_name == "deepspeed":
+            from enhancer.engine.deepspeed_backend import DeepSpeedBackend
 
-        backend: Backend = DeepSpeedBackend(device, modules, groups, hp, place.batch_size)
-    else:
-        from enhancer.engine.accelerate_backend import AccelerateBackend
+            backend: Backend = DeepSpeedBackend(self.machine, modules, groups, hp, place.batch_size)
+        else:
+            from enhancer.engine.accelerate_backend import AccelerateBackend
 
-        backend = AccelerateBackend(device, modules, groups, hp)
-    task.to(backend.device)
-    return task, stream, backend
+            backend = AccelerateBackend(self.machine, modules, groups, hp)
+        task.to(backend.device)
+        return task, stream, backend
+
+    def _resume(
+        self, checkpoints: Checkpoints, checkpoint: Checkpoint | None, backend: Backend, fingerprint: str
+    ) -> State:
+        if checkpoint is None:
+            return State()
+        allow_data_change = self.options.allow_data_change
+        check_resume(checkpoint, self.hp, backend.describe(), fingerprint, allow_data_change)
+        return checkpoints.restore(checkpoint, backend)
 
 
 def _load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
@@ -207,20 +206,6 @@ def _load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: P
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"--init-from {source} holds another model than this run's: {error}") from error
-
-
-def _resume(
-    hp: HParams,
-    options: Options,
-    checkpoints: Checkpoints,
-    checkpoint: Checkpoint | None,
-    backend: Backend,
-    fingerprint: str,
-) -> State:
-    if checkpoint is None:
-        return State()
-    check_resume(checkpoint, hp, backend.describe(), fingerprint, options.allow_data_change)
-    return checkpoints.restore(checkpoint, backend)
 
 
 def _announce(

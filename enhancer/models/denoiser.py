@@ -94,8 +94,6 @@ class MaskUNet(nn.Module):
         self.head_conv = nn.Conv2d(width, width, 3, padding=1)
         self.head = nn.Conv2d(width, NUM_MASK_CHANNELS, 1)
         _start_at_zero(self.head)
-        for conv in (part for part in self.modules() if isinstance(part, nn.Conv2d)):
-            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
 
         self.frames_multiple = 1 << NUM_LEVELS
         self.stride_samples = self.frames_multiple * hop_samples

@@ -161,6 +161,15 @@ def test_a_damaged_step_is_written_anew_when_training_comes_by_again(tmp_path):
     (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").write_bytes(b"")
     checkpoints.save(state_at(2), TinyBackend())
     assert checkpoints.latest_valid().state == state_at(2)
+    assert names(tmp_path) == ["LATEST", "step-0000001", "step-0000002"]
+
+
+def test_a_damaged_step_stays_until_the_new_one_stands(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2)
+    (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SaveError):
+        checkpoints.save(state_at(2), TinyBackend(before_save=full_disk))
+    assert (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").read_bytes() == b"damaged"
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -15,6 +15,7 @@ from ranks import column, records, status
 from toy import ToyStream, ToyTask, toy_hparams
 
 from enhancer.engine.clock import Clock, crossed
+from enhancer.engine.monitor import Monitor
 from enhancer.engine.session import Options, train
 
 
@@ -103,9 +104,10 @@ def test_bad_steps_in_a_row_end_the_run_with_70_and_the_batch_saved(session, tmp
 
 
 def test_damage_ends_it_with_2_and_one_text(session, tmp_path, capfd):
-    assert session(fault="damage:3:0") == 2
+    assert session("log_every=100", fault="damage:3:0") == 2
     assert "error: ValueError: shard-000003.tar is damaged at offset 512" in capfd.readouterr().err
-    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["exit_code"]) == ("failed", 2)
+    ended = status(tmp_path / "run")
+    assert (ended["state"], ended["exit_code"], ended["step"]) == ("failed", 2, 3)
 
 
 def test_a_bug_in_a_task_is_no_user_error_but_is_in_the_status(session, tmp_path):
@@ -117,6 +119,26 @@ def test_a_bug_in_a_task_is_no_user_error_but_is_in_the_status(session, tmp_path
         session(task=Broken())
     assert status(tmp_path / "run")["state"] == "failed"
     assert "KeyError" in status(tmp_path / "run")["reason"]
+
+
+def test_a_refused_resume_leaves_the_step_of_the_run_in_the_status(session, tmp_path, capfd):
+    assert session() == 0
+    assert session("max_steps=20", opened=ToyStream(fingerprint="other corpora")) == 2
+    assert "--allow-data-change" in capfd.readouterr().err
+    ended = status(tmp_path / "run")
+    assert (ended["state"], ended["step"]) == ("failed", 10)
+
+
+def test_a_monitor_is_closed_however_the_run_ends(session, monkeypatch):
+    closed = []
+    monkeypatch.setattr(Monitor, "close", lambda monitor: closed.append(monitor))
+
+    def refuse(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr("enhancer.engine.session._announce", refuse)
+    assert session() == 2
+    assert len(closed) == 1
 
 
 def test_data_that_end_are_a_failure(session, capfd):

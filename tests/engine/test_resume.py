@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from tiny_backend import RECORD, state_at
 
 from enhancer.engine.checkpoint import Checkpoint
+from enhancer.engine.manifest import write_manifest
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.weights import write_weights
 from hparams.errors import UserError
@@ -74,12 +76,18 @@ def test_weights_are_found_in_a_run_a_checkpoint_and_a_file(tmp_path):
         folder = tmp_path / "checkpoints" / f"step-000000{step}"
         folder.mkdir(parents=True)
         write_weights(folder / "model.safetensors", {"w": torch.full((2,), float(step))})
+        write_manifest(folder, state_at(step), RECORD)
     (tmp_path / "checkpoints" / "LATEST").write_text("step-0000002\n")
     assert read_weights(tmp_path, "model")["w"].tolist() == [2, 2]
     (tmp_path / "checkpoints" / "BEST").write_text("step-0000001\n")
     assert read_weights(tmp_path, "model")["w"].tolist() == [1, 1]
     assert read_weights(folder, "model")["w"].tolist() == [2, 2]
     assert read_weights(folder / "model.safetensors", "model")["w"].tolist() == [2, 2]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"step-0000002/model\.safetensors is changed.*another checkpoint"):
+        read_weights(folder, "model")
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):

@@ -151,13 +151,21 @@ def test_other_ranks_write_no_status(tmp_path, monkeypatch):
     run.close()
 
 
-def test_a_stop_file_is_seen_and_cleared(tmp_path):
-    run = Run.open(tmp_path, HParams())
+def test_the_stop_file_of_the_last_run_is_gone_but_not_that_of_a_run_refused(tmp_path):
+    reopened(tmp_path, HParams())
     (tmp_path / "STOP").touch()
-    assert run.has_stop_file()
-    run.clear_stop_file()
-    assert not run.has_stop_file()
-    run.close()
+    with pytest.raises(UserError):
+        Run.open(tmp_path, load("base", ["seed=1"]))
+    assert (tmp_path / "STOP").exists()
+    reopened(tmp_path, HParams())
+    assert not (tmp_path / "STOP").exists()
+
+
+def test_checkpoints_without_their_hparams_are_no_fresh_run(tmp_path):
+    trained_to(tmp_path, 3)
+    with pytest.raises(UserError, match=r"checkpoints but no hparams\.yaml.*Put the file back.*--init-from"):
+        Run.open(tmp_path, HParams())
+    assert not (tmp_path / "hparams.yaml").exists()
 
 
 OTHER_TRAINING = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ import soundfile as sf
 import torch
 from safetensors.torch import save_file
 
+from enhancer.engine.manifest import write_manifest
+from enhancer.engine.state import State
 from enhancer.inference import load_run
 from hparams.load import dump
 from hparams.schema import DenoiseHParams, HParams
@@ -31,7 +32,7 @@ def make_run(folder: Path, model: torch.nn.Module) -> Path:
         {name: value.contiguous() for name, value in model.state_dict().items()},
         checkpoint / "denoiser.safetensors",
     )
-    (checkpoint / "manifest.json").write_text(json.dumps({"step": 7}))
+    write_manifest(checkpoint, State(step=7), {})
     (folder / "checkpoints" / "LATEST").write_text("step-0000007\n")
     return folder
 
@@ -181,20 +182,28 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "missing", ["hparams.yaml", "checkpoints/step-0000007/denoiser.safetensors", "checkpoints/LATEST"]
+    ("missing", "text"),
+    [
+        ("hparams.yaml", "holds no hparams.yaml"),
+        (
+            "checkpoints/step-0000007/denoiser.safetensors",
+            "denoiser.safetensors cannot be read (No such file",
+        ),
+        ("checkpoints/step-0000007/manifest.json", "manifest.json is missing or damaged"),
+        ("checkpoints", "no finished checkpoint"),
+        ("", "there is no run folder"),
+    ],
 )
 def test_a_run_without_what_is_needed_says_what(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str, text: str
 ) -> None:
     run = make_run(tmp_path / "run", perturbed())
-    (run / missing).unlink()
+    (run / missing).rename(tmp_path / "gone")
     sf.write(tmp_path / "in.wav", tone(0.1, 44_100, 1), 44_100)
-    assert (
-        main(["--run", str(run), "--input", str(tmp_path / "in.wav"), "--output", str(tmp_path / "o.wav")])
-        == 2
-    )
-    said = capsys.readouterr().err
-    assert ("no finished checkpoint" if missing.endswith("LATEST") else missing.split("/")[-1]) in said
+    arguments = ["--input", str(tmp_path / "in.wav"), "--output", str(tmp_path / "o.wav")]
+    assert main(["--run", str(run), *arguments]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "o.wav").exists()
 
 
 @pytest.mark.multi
