@@ -10,7 +10,9 @@ TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.ready
 
-.PHONY: help env train test test-fast test-long check lint types docs bench clean
+BENCHES = shards mixing step startup exact
+
+.PHONY: help env train test test-fast check lint types docs bench clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +56,13 @@ types: env  ## mypy over the four packages
 
 docs: env  ## generated documentation and the JSON schema of presets
 	@$(BIN)/python -m hparams.docs
+
+bench: env  ## the measurements, one after another (half an hour; on an idle machine)
+	@failed=; for name in $(BENCHES); do \
+		echo "== bench.bench_$$name"; \
+		$(BIN)/python -m bench.bench_$$name || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "== short of the figure wanted:$$failed"; exit 1; fi
 
 clean:  ## remove caches and build leftovers; keeps .venv, data and runs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -15,13 +15,14 @@ from functools import cached_property
 import numpy as np
 
 from data_shards.corpus import Corpus
-from data_shards.crops import audible_crop, looped_crop, padded_crop
+from data_shards.crops import CropAt, audible_crop, looped_crop, padded_crop
 from data_shards.distortions import CLEAN, DISTORTIONS, NUM_UNIFORMS, draw_distortions
 from data_shards.praat import change_voice
 from data_shards.reader import Reader
-from data_shards.schedule import below, between, generator, sample_of_draw
+from data_shards.schedule import below, between, generator, log_between, sample_of_draw
 from data_shards.settings import MixSettings
 from data_shards.split import Split
+from data_shards.variety import at_speed, layered
 
 Example = dict[str, np.ndarray | float | int | bool]
 Rows = dict[str, int]
@@ -120,8 +121,7 @@ class MixRecipe:
         fg = np.zeros(frames, np.int16)
         if silence >= settings.silence_prob:
             row = int(rows[sample_of_draw(settings.seed, number, len(rows))])
-            rng = generator(settings.seed, draw, "fg")
-            fg = audible_crop(self._readers["fg"], row, rows, frames, rng, padded_crop).wave
+            fg = self._crop("fg", row, draw, padded_crop)
             if self._is_praat(draw):
                 fg = change_voice(fg, settings.rate_hz, settings.seed, draw)
         example: Example = {
@@ -148,10 +148,30 @@ class MixRecipe:
         )
 
     def _background(self, draw: int) -> np.ndarray:
-        rng = generator(self.settings.seed, draw, "bg")
+        wave = self._one_background(draw, "bg")
+        if self.settings.second_bg_prob > 0:
+            is_on, place = generator(self.settings.seed, draw, "bg layers").random(2).tolist()
+            if is_on < self.settings.second_bg_prob:
+                return layered(wave, self._one_background(draw, "second bg"), place)
+        return wave
+
+    def _one_background(self, draw: int, stream: str) -> np.ndarray:
         rows = self.sources["bg"].split.train
-        row = int(rows[below(rng.random(), len(rows))])
-        return audible_crop(self._readers["bg"], row, rows, self.settings.crop_samples, rng, looped_crop).wave
+        row = int(rows[below(generator(self.settings.seed, draw, f"{stream} row").random(), len(rows))])
+        return self._crop("bg", row, draw, looped_crop, stream)
+
+    def _crop(self, kind: str, row: int, draw: int, crop_at: CropAt, stream: str | None = None) -> np.ndarray:
+        """A training crop of sample `row`, at a drawn speed where speeds are drawn: int16 [crop_samples]."""
+        settings, frames = self.settings, self.settings.crop_samples
+        speed = 1.0
+        if settings.speed_range != (1.0, 1.0):
+            place = generator(settings.seed, draw, f"{stream or kind} speed").random()
+            speed = log_between(place, settings.speed_range)
+        rng = generator(settings.seed, draw, stream or kind)
+        rows = self.sources[kind].split.train
+        return at_speed(
+            audible_crop(self._readers[kind], row, rows, round(frames * speed), rng, crop_at).wave, frames
+        )
 
     def _pair(self, draw: int, number: int) -> Example:
         """The `number`-th pair of the run. It is as damaged as it was recorded: no distortion is added."""

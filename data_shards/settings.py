@@ -31,6 +31,8 @@ class MixSettings:
     distort_prob: float
     silence_prob: float
     praat_prob: float
+    speed_range: tuple[float, float]
+    second_bg_prob: float
     pair_fraction: float
     """Share of draws that are pairs; 0 without a pair corpus."""
     load_fg_only: bool
@@ -53,6 +55,8 @@ class MixSettings:
             distort_prob=hp.task.distort_prob,
             silence_prob=hp.task.silence_prob,
             praat_prob=hp.praat_augment_prob,
+            speed_range=hp.task.speed_range,
+            second_bg_prob=hp.task.second_bg_prob,
             pair_fraction=0.0 if hp.pair_dir is None else hp.task.pair_fraction,
             load_fg_only=hp.load_fg_only,
         )

@@ -48,6 +48,15 @@ class DenoiseHParams:
     silence_prob: Annotated[
         Probability, Field(description="share of examples without foreground, whose target is silence")
     ] = 0.01
+    speed_range: Annotated[
+        tuple[PositiveFloat, PositiveFloat],
+        Field(
+            description="playback speed of foreground and background crops, drawn for each; pitch changes with it"
+        ),
+    ] = (1.0, 1.0)
+    second_bg_prob: Annotated[
+        Probability, Field(description="share of examples with two backgrounds on top of each other")
+    ] = 0.0
     level_range_db: Annotated[
         tuple[Decibels, Decibels], Field(description="RMS of the mixture, dBFS, drawn per example")
     ] = (-38.0, -14.0)
@@ -70,6 +79,11 @@ class DenoiseHParams:
     ] = (-5.0, 10.0)
 
     def __post_init__(self) -> None:
+        _require_order("task.speed_range", self.speed_range)
+        if not 0.5 <= self.speed_range[0] <= self.speed_range[1] <= 2.0:
+            raise ValueError(
+                f"task.speed_range is {self.speed_range}; needed values from 0.5 to 2, such as (0.8, 1.25)"
+            )
         _require_order("task.level_range_db", self.level_range_db)
         _require_order("task.valid_snr_range_db", self.valid_snr_range_db)
         if self.l1_weight == self.stft_weight == self.si_sdr_weight == 0:

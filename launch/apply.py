@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", help="name of a checkpoint in the run, such as step-0000500; default: the best"
     )
     parser.add_argument("--input", type=Path, required=True, help="audio file, or a folder that is walked")
-    parser.add_argument("--output", type=Path, required=True, help="file to write, or a folder; replaced where it exists")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="file or folder to write; replaced where it is"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument(
         "--chunk-seconds", type=float, default=CHUNK_SECONDS, help="audio in memory at a time"
@@ -100,6 +102,11 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         if target.is_file():
             raise UserError(
                 f"--input {source} is a folder but --output {target} is a file; give a folder to write to"
+            )
+        if source.resolve() in (target.resolve(), *target.resolve().parents):
+            raise UserError(
+                f"--output {target} lies in --input {source}, so a second run would take its results for input; "
+                "give a folder outside"
             )
         files = sorted(
             path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES

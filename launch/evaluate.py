@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -103,12 +104,12 @@ def _print_table(rows: list[Row], summary: dict[str, Interval]) -> None:
 def _write_json(
     path: Path, run: TrainedRun, stream: MixStream, rows: list[Row], summary: dict[str, Interval]
 ) -> None:
-    items: list[dict[str, Any]] = [{**row, "sources": stream.item_sources(int(row["item"]))} for row in rows]
+    items = [{**_finite(row), "sources": stream.item_sources(int(row["item"]))} for row in rows]
     record = {
         "checkpoint": str(run.checkpoint),
         "step": run.step,
         "fingerprint": stream.fingerprint,
-        "summary": {name: asdict(interval) for name, interval in summary.items()},
+        "summary": {name: _finite(asdict(interval)) for name, interval in summary.items()},
         "items": items,
     }
     try:
@@ -116,6 +117,11 @@ def _write_json(
         path.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--json {path} cannot be written: {error}") from error
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """`values` with null in place of what JSON has no number for."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 if __name__ == "__main__":

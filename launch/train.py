@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enhancer.engine.launcher import is_first_rank
 from hparams.errors import UserError
-from hparams.load import dump, load, preset_name
-from hparams.schema import HParams
 
 if TYPE_CHECKING:
     from enhancer.engine.session import Place
     from enhancer.engine.task import Stream, Task
+    from hparams.schema import HParams
 
 EXIT_USER = 2
 
@@ -27,10 +28,14 @@ EXIT_USER = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code."""
     options = parse(arguments)
+    from hparams.load import dump, load, preset_name
+
     try:
         hp = load(options.hparams, [text for texts in options.set for text in texts])
     except UserError as error:
-        return _refuse(error, options.local_rank)
+        if is_first_rank():
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
     if options.print_config:
         print(dump(hp), end="")
         print("# DeepSpeed:", json.dumps(hp.deepspeed_config, indent=2).replace("\n", "\n# "))
@@ -50,8 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line as a namespace."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--hparams", default="base", metavar="NAME_OR_PATH", help="preset or YAML file")
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__)
+    parser.add_argument(
+        "--hparams",
+        default="base",
+        metavar="NAME_OR_PATH",
+        help="preset, or path of a YAML file; default base",
+    )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder; default runs/<preset>")
     parser.add_argument(
         "--set",
@@ -59,15 +69,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="values on top of the preset",
+        help="values on top of the preset, such as max_lr=1e-3 task.width=8",
     )
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print hyper-parameters and DeepSpeed configuration, and end",
+        help="print hyper-parameters and DeepSpeed configuration; trains nothing",
     )
     parser.add_argument(
-        "--init-from", type=Path, metavar="RUN_OR_SAFETENSORS", help="start a fresh run from these weights"
+        "--init-from",
+        type=Path,
+        metavar="RUN_OR_SAFETENSORS",
+        help="start a fresh run from these weights (the best ones of a run); all else starts anew",
     )
     parser.add_argument(
         "--allow-data-change",
@@ -77,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--backend",
         choices=["deepspeed", "accelerate"],
-        help="instead of the one that goes with the launcher",
+        help="default: deepspeed under the deepspeed launcher, else accelerate",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it.
     return parser.parse_args(arguments)
@@ -101,13 +114,10 @@ def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     return TASKS[hp.task.name](hp, stream.constants()), stream
 
 
-def _refuse(error: UserError, local_rank: int | None) -> int:
-    if not local_rank:
-        print(f"error: {error}", file=sys.stderr)
-    return EXIT_USER
-
-
 if __name__ == "__main__":
+    # Until training listens, Ctrl-C ends each rank at once and without a traceback: nothing is there to be saved.
+    # For the same reason what takes long to import is imported later.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = main()
     if "torch" in sys.modules:
         from enhancer.engine.session import leave

@@ -37,6 +37,11 @@ def detect() -> Launch:
     return Launch("accelerate", 1, 0, "OMP_NUM_THREADS" in environment)
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 by what its launcher says, for texts before the ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _has_user_threads() -> bool:
     """Whether OMP_NUM_THREADS was there before the launcher: torchrun and Accelerate set it to 1 by themselves."""
     import psutil

@@ -30,16 +30,18 @@ MAY_CHANGE = {
     *("nj", "log_every", "eval_every", "save_every", "keep_checkpoints", "data_timeout_seconds"),
     *("max_steps", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
+Change = tuple[str, Any, Any]
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class Run:
     """An opened run folder. Rank 0 writes; the other ranks call the same methods, which do nothing there."""
 
-    def __init__(self, folder: Path, max_steps: int, changes: list[tuple[str, Any, Any]]) -> None:
+    def __init__(self, folder: Path, max_steps: int, changes: list[Change] | None) -> None:
         self.folder = folder
-        self.changes = changes
+        self.changes = changes or []
         """(key, old value, new value) of what this command changed in the run."""
+        self._is_new = changes is None
         self.step = 0
         """Steps behind the run, for a status written where training fails."""
         self._max_steps = max_steps
@@ -77,6 +79,14 @@ class Run:
         }
         write_status(self.folder / STATUS, records.encode(content, indent=1) + "\n", state != "running")
 
+    def take_back(self) -> None:
+        """Remove `hparams.yaml` where this command wrote the first one and training never began.
+
+        The command that comes next, with the mistake corrected, may have other values.
+        """
+        if self._is_new and distributed.is_main():
+            (self.folder / HPARAMS).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Let others into the folder."""
         if self._lock is not None:
@@ -97,7 +107,7 @@ def write_status(path: Path, text: str, is_durable: bool) -> None:
             file.truncate()
 
 
-def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[tuple[str, Any, Any]]]:
+def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[Change] | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(folder)
@@ -116,7 +126,8 @@ def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[tupl
         ) from error
 
 
-def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[tuple[str, Any, Any]]:
+def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[Change] | None:
+    """What `hp` changes in the run, None where it is the first in this folder."""
     path = folder / HPARAMS
     if not path.exists():
         if committed(folder / "checkpoints"):
@@ -125,7 +136,7 @@ def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[tuple[str
                 f"Put the file back, or give another --run-dir and --init-from {folder}"
             )
         atomic.write_text(path, dump(hp))
-        return []
+        return None
     changes = _accepted_changes(folder, path, hp, world_size)
     if changes:
         records.append(folder / METRICS, _change_record(folder, changes))
@@ -155,7 +166,7 @@ def _take_lock(folder: Path) -> int:
     return descriptor
 
 
-def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) -> list[tuple[str, Any, Any]]:
+def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) -> list[Change]:
     """What `hp` changes in the run, all of it allowed. Raises UserError that shows what is not."""
     changes = difference(load(path), hp)
     newest = _newest_manifest(folder)
@@ -188,7 +199,7 @@ def _newest_manifest(folder: Path) -> tuple[int, int | None] | None:
     return None
 
 
-def _change_record(folder: Path, changes: list[tuple[str, Any, Any]]) -> dict[str, Any]:
+def _change_record(folder: Path, changes: list[Change]) -> dict[str, Any]:
     newest = _newest_manifest(folder)
     return {
         "kind": "event",

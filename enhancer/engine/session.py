@@ -122,7 +122,11 @@ class _Session:
         with closing(run), listening(run.folder, self.launch.num_ancestors) as stop:
             try:
                 with ExitStack() as stack:
-                    job, state = self._prepare(run, stop, stack)
+                    try:
+                        job, state = self._prepare(run, stop, stack)
+                    except (UserError, OSError):
+                        run.take_back()
+                        raise
                     return fit(job, state).exit_code
             except (UserError, OSError) as error:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)

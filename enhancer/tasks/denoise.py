@@ -21,6 +21,7 @@ from enhancer.tasks.figures import spectrogram_figure
 from hparams.schema import HParams
 
 NUM_SHOWN = 4
+NAN = float("nan")
 
 
 class DenoiseTask:
@@ -87,19 +88,25 @@ class DenoiseTask:
     def evaluate(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
     ) -> list[dict[str, float]]:
-        """SI-SDR and its improvement (dB), STFT distance and log-mel distance (dB) of each row."""
+        """SI-SDR and its improvement (dB), STFT distance and log-mel distance (dB) of each row.
+
+        The improvement also stands under the name of its kind, dry or in a room; the other one is NaN.
+        """
         mixed = self.mix(batch)
         estimate = modules[self.main_module](mixed.mixture)
         restored = si_sdr(estimate, mixed.target)
+        improvement = restored - si_sdr(mixed.mixture, mixed.target)
+        is_dry = batch["rir"] < 0
         columns = {
             "si_sdr_db": restored,
-            "si_sdr_improvement_db": restored - si_sdr(mixed.mixture, mixed.target),
+            "si_sdr_improvement_db": improvement,
+            "si_sdr_improvement_dry_db": improvement.where(is_dry, NAN),
+            "si_sdr_improvement_room_db": improvement.where(~is_dry, NAN),
             "stft_distance": self.stft_distance(estimate, mixed.target),
             "log_mel_distance_db": self.log_mel_distance(estimate, mixed.target),
-            "reverberant": (batch["rir"] >= 0).float(),
         }
         values = {name: column.tolist() for name, column in columns.items()}
-        return [{name: column[row] for name, column in values.items()} for row in range(len(mixed.mixture))]
+        return [{name: column[row] for name, column in values.items()} for row in range(len(restored))]
 
     def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
         """Mixture, estimate and target of the first rows as sounds, and their spectrograms side by side."""

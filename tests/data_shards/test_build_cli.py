@@ -70,11 +70,22 @@ def test_what_the_user_got_wrong_is_said_with_exit_2(tmp_path, capsys):
     fails(capsys, ["fg", "--input", str(file), *out], "is a file; give the folder")
     fails(capsys, ["fg", "--input", str(tmp_path / "in"), "--output", str(file)], "is a file; give a folder")
     fails(capsys, ["fg", "--input", str(tmp_path / "in"), "--output", str(tmp_path)], "holds other things")
-    fails(capsys, ["fg", "--input", str(tmp_path / "in"), *out, "--rate", "1"], "rate_hz is 1")
+    fails(capsys, ["fg", "--input", str(tmp_path / "in"), *out, "--rate", "1"], "--rate is 1; needed")
     pair = ["pair", "--input", str(tmp_path / "in"), "--target", missing, *out]
     fails(capsys, pair, missing, "does not exist")
+    pair = ["pair", "--input", str(tmp_path / "in"), "--target", str(tmp_path / "in/."), *out]
+    fails(capsys, pair, "both --input and --target")
     fails(capsys, ["verify", str(tmp_path / "in")], "plain audio", "--output data/fg")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_url_is_named_as_such_and_makes_no_folder(tmp_path, capsys, monkeypatch):
+    audio.folder_of(tmp_path / "in", count=1)
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["fg", "--input", "s3://bucket/voices", "--output", "out"], "s3://bucket/voices is a URL")
+    fails(capsys, ["fg", "--input", "in", "--output", "gs://bucket/fg"], "gs://bucket/fg is a URL", "mount it")
+    fails(capsys, ["verify", "https://host/fg"], "https://host/fg is a URL")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_too_many_rejects_end_with_2_and_the_first_few(tmp_path, capsys):
@@ -113,6 +124,36 @@ def test_an_interrupt_ends_with_75_and_a_way_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("launch.build_shards.build_corpus", interrupted)
     assert build("fg", audio.folder_of(tmp_path / "in", count=1), tmp_path / "out") == 75
     assert "run the same command to go on" in capsys.readouterr().err
+
+
+@pytest.mark.multi
+def test_ctrl_c_while_workers_start_is_told_once(tmp_path):
+    """The terminal sends it to the whole process group, and workers that still import must not print tracebacks."""
+    audio.folder_of(tmp_path / "in", count=60, seconds=4.0)
+    # The signal comes at the moment at which the first worker has been started, which no sleep would find.
+    code = (
+        "import os, signal, sys\n"
+        "from concurrent.futures import ProcessPoolExecutor as Pool\n"
+        "from launch.build_shards import main\n"
+        "submit = Pool.submit\n"
+        "def submit_and_interrupt(*arguments):\n"
+        "    future = submit(*arguments)\n"
+        "    os.killpg(0, signal.SIGINT)\n"
+        "    return future\n"
+        "Pool.submit = submit_and_interrupt\n"
+        "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["fg", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--shard-mb", "1", "--workers", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.strip() == "stopped; finished shards are kept, run the same command to go on"
 
 
 @pytest.mark.multi

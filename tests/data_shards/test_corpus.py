@@ -70,6 +70,10 @@ def test_a_missing_or_empty_folder_says_how_to_build_one(tmp_path):
     refused(tmp_path / "bg", "is empty", command, kind="bg")
 
 
+def test_a_url_is_refused_as_one(tmp_path):
+    refused(Path("s3://bucket/fg"), "The fg corpus s3://bucket/fg is a URL", "mount it")
+
+
 def test_a_folder_of_plain_audio_gives_the_very_command(tmp_path):
     source = audio.folder_of(tmp_path / "speech/deep", count=1).parent
     refused(source, "plain audio", f"python launch/build_shards.py fg --input {source} --output data/fg")

@@ -58,6 +58,15 @@ def test_audio_of_an_interrupted_run_is_made_again(small_audio, tmp_path):
     assert Corpus.open(tmp_path / "fg", "fg").groups == ("voice-00", "voice-01")
 
 
+def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_corpora, "write_demo_audio", interrupted)
+    assert run(tmp_path) == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
 def test_what_the_user_must_mend_is_one_line_and_exit_code_2(small_audio, tmp_path, capsys):
     (tmp_path / "fg").write_text("a file where a folder is needed")
     assert run(tmp_path) == 2

@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import start_ranks, status, wait, wait_until
 
@@ -103,6 +106,19 @@ def test_a_stop_file_ends_a_run_with_a_checkpoint_and_the_next_start_goes_on(tmp
     ended = wait(start_ranks("accelerate", 1, run, *FOREVER[2:], "--set", f"max_steps={step + 3}")[0])
     assert ended.code == 0, ended.text
     assert status(run)["step"] == step + 3
+
+
+@pytest.mark.multi
+def test_an_interrupt_before_training_listens_ends_it_without_a_word(tmp_path):
+    script = Path(__file__).parents[2] / "launch" / "train.py"
+    command = [sys.executable, str(script), "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    maps = psutil.Process(process.pid).memory_maps
+    wait_until(lambda: any("libtorch" in each.path for each in maps()), 60, "torch is being imported")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == -signal.SIGINT
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_third_interrupt_leaves_at_once(tmp_path):

@@ -152,6 +152,7 @@ def test_folders_are_walked_and_their_tree_is_kept(identity_run: Path, tmp_path:
         (["--input", "in.wav", "--output", "o.xyz"], "no known audio suffix"),
         (["--input", "in.wav", "--output", "in.wav"], "is the input itself"),
         (["--input", "empty", "--output", "out"], "holds no audio"),
+        (["--input", ".", "--output", "out"], "--output out lies in --input ."),
         (["--input", "text.wav", "--output", "o.wav"], "cannot be read as audio"),
         (["--input", "nan.wav", "--output", "o.wav"], "NaN or infinite"),
         (["--input", "in.wav", "--output", "o.wav", "--chunk-seconds", "0"], "--chunk-seconds is 0"),
