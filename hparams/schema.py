@@ -197,6 +197,11 @@ class HParams:
             )
         if self.min_lr > self.max_lr:
             raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}; swap them or lower min_lr")
+        if self.task.window_size % self.hop_size or self.task.window_size < 2 * self.hop_size:
+            raise ValueError(
+                f"task.window_size {self.task.window_size} is not two or more whole hops of hop_size {self.hop_size}; "
+                f"set it to a multiple such as {4 * self.hop_size}"
+            )
         if self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} is not below max_steps {self.max_steps}; "
@@ -210,7 +215,7 @@ class HParams:
 
     @property
     def stft_cfgs(self) -> list[StftConfig]:
-        """The three resolutions of the STFT loss; an error at any rate but 44.1 kHz."""
+        """The three resolutions of the STFT loss; a UserError at any rate but 44.1 kHz."""
         return loss_resolutions(self.wav_rate)
 
     @property

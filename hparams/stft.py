@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hparams.errors import UserError
+
 LOSS_HOPS_SAMPLES = (100, 256, 512)
 LOSS_RATE_HZ = 44_100
 
@@ -20,10 +22,10 @@ class StftConfig:
 def loss_resolutions(rate_hz: int) -> list[StftConfig]:
     """Hops of 100, 256 and 512 samples, windows of four hops, FFTs of the next power of two.
 
-    The hops are meant for 44.1 kHz. Raises ValueError at any other rate.
+    The hops are meant for 44.1 kHz. Raises UserError at any other rate.
     """
     if rate_hz != LOSS_RATE_HZ:
-        raise ValueError(
+        raise UserError(
             f"wav_rate is {rate_hz} Hz, but the STFT loss resolutions hold for {LOSS_RATE_HZ} Hz only; "
             f"set wav_rate to {LOSS_RATE_HZ} and rebuild the corpora at that rate"
         )

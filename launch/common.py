@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_shards.errors import DataError
 from hparams.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ INTERRUPTED = 130
 
 
 def reports_user_errors(command: Command) -> Command:
-    """Tell wrong input, damaged data and what the system refuses (OSError) as one text and exit with 2.
+    """Tell wrong input and what the system refuses (OSError) as one text and exit with 2.
 
     Ctrl-C ends with 130.
     """
@@ -28,7 +27,7 @@ def reports_user_errors(command: Command) -> Command:
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return command(argv)
-        except (UserError, DataError, OSError) as error:
+        except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from data_shards.errors import DataError
 from data_shards.stream import MixStream, open_stream
 from enhancer.engine.evaluate import Interval, Row, summarise
 from enhancer.inference import TrainedRun, load_run
@@ -43,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         f"{run.checkpoint} on {hp.task.valid_items} validation items of {hp.task.valid_seconds:g} s",
         flush=True,
     )
-    rows = evaluate(replace(run, hp=hp), stream)
+    try:
+        rows = evaluate(replace(run, hp=hp), stream)
+    except DataError as error:
+        raise UserError(f"a corpus is damaged: {error}") from error
     summary = summarise(rows)
     _print_table(rows, summary)
     if args.json:

@@ -118,7 +118,7 @@ def open_console(max_steps: int, from_step: int, stream: Any = None) -> Console:
 
 def values_text(values: Mapping[str, float]) -> str:
     """The first few of `values`, and the examples per second, on one line."""
-    shown = [name for name in values if not _is_timing(name) and name not in ("draws", "skipped")][:_SHOWN]
+    shown = [name for name in values if _is_telling(name)][:_SHOWN]
     words = [f"{name} {values[name]:.4g}" for name in shown]
     if "examples_per_second" in values:
         words.append(f"{values['examples_per_second']:.3g} examples/s")
@@ -135,8 +135,8 @@ def left_text(step: int, from_step: int, max_steps: int, seconds: float) -> str:
     return f"  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 
-def _is_timing(name: str) -> bool:
-    return name.endswith(("_seconds", "_per_second"))
+def _is_telling(name: str) -> bool:
+    return name not in ("draws", "skipped") and not name.endswith(("_seconds", "_per_second", "_weighted"))
 
 
 def _print(text: str) -> None:

@@ -83,7 +83,9 @@ def test_a_url_is_named_as_such_and_makes_no_folder(tmp_path, capsys, monkeypatc
     audio.folder_of(tmp_path / "in", count=1)
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["fg", "--input", "s3://bucket/voices", "--output", "out"], "s3://bucket/voices is a URL")
-    fails(capsys, ["fg", "--input", "in", "--output", "gs://bucket/fg"], "gs://bucket/fg is a URL", "mount it")
+    fails(
+        capsys, ["fg", "--input", "in", "--output", "gs://bucket/fg"], "gs://bucket/fg is a URL", "mount it"
+    )
     fails(capsys, ["verify", "https://host/fg"], "https://host/fg is a URL")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

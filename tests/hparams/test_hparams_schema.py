@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hparams.errors import UserError
+from hparams.load import load
 from hparams.schema import DenoiseHParams, HParams
 
 
@@ -96,3 +98,9 @@ def test_rules_across_fields_say_what_to_do(values, text):
 def test_a_task_without_a_loss_is_refused():
     with pytest.raises(ValueError, match="nothing would be learned"):
         DenoiseHParams(l1_weight=0.0, stft_weight=0.0)
+
+
+@pytest.mark.parametrize("window_samples", [420, 1000])
+def test_a_window_that_is_no_whole_number_of_hops_is_refused_with_one_that_is(window_samples):
+    with pytest.raises(UserError, match=r"task\.window_size .* such as 1680"):
+        load("base", [f"task.window_size={window_samples}"])
