@@ -20,9 +20,9 @@ def negative_si_sdr(estimate: WaveBatch, target: WaveBatch) -> Float[Tensor, ""]
     """Negative SI-SDR in dB with a soft floor, averaged over rows: -10 log10(SI-SDR + 10^(FLOOR_DB / 10)).
 
     J. Le Roux et al., "SDR - half-baked or well done?" (2019), equation 3. Every row counts alike, whatever its level,
-    which a difference of waveforms does not offer. Without the floor the slope grows as the estimate and the target have
-    less in common: ten times as steep at -20 dB as at 0 dB, and reverberant rows would drown all others. A row with a
-    silent target is 0.
+    which a difference of waveforms does not offer. Without the floor the slope grows as the estimate and the target
+    have less in common: ten times as steep at -20 dB as at 0 dB, and reverberant rows would drown all others. A row
+    with a silent target is 0.
     """
     estimate, target = estimate.float(), target.float()
     energy = target.square().sum(-1)

@@ -133,7 +133,10 @@ class MaskUNet(nn.Module):
         )
 
     def network(self, features: Tensor) -> Tensor:
-        """Features [B, 4, F, N] -> mask [B, 2, F, N], real part less 1 and imaginary part; F and N are multiples of `frames_multiple`."""
+        """Features [B, 4, F, N] -> mask [B, 2, F, N], real part less 1 and imaginary part.
+
+        F and N are multiples of `frames_multiple`.
+        """
         hidden = self.input_conv(features.contiguous(memory_format=torch.channels_last))
         skips = []
         for block in self.encoder:

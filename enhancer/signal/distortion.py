@@ -29,9 +29,8 @@ def peaking_eq(
 ) -> WaveBatch:
     """Peaking equaliser, causal, starting from rest. A gain of 0 dB is off.
 
-    R. Bristow-Johnson, "Audio EQ Cookbook", peakingEQ. With A = 10**(gain_db / 40) and x = tan(w/2) /
-    tan(w0/2), the
-    bilinear transform of its prototype on the unit circle: H = (1 - x^2 + j x A/Q) / (1 - x^2 + j x / (A Q)).
+    R. Bristow-Johnson, "Audio EQ Cookbook", peakingEQ: the bilinear transform of its prototype on the unit circle,
+    H = (1 - x^2 + j x A/Q) / (1 - x^2 + j x / (A Q)) with A = 10**(gain_db / 40) and x = tan(w/2) / tan(w0/2).
     `centre_hz` is above 0 and below half of `rate_hz`.
     """
     rows = (gain_db != 0).nonzero().squeeze(1)
