@@ -48,6 +48,12 @@ class DenoiseHParams:
     silence_prob: Annotated[
         Probability, Field(description="share of examples without foreground, whose target is silence")
     ] = 0.01
+    lead_seconds: Annotated[
+        NonNegativeFloat,
+        Field(
+            description="mixed before each training crop and not trained on, so that rooms ring as in mid-recording"
+        ),
+    ] = 0.0
     speed_range: Annotated[
         tuple[PositiveFloat, PositiveFloat],
         Field(
@@ -220,8 +226,8 @@ class HParams:
 
     @property
     def crop_samples(self) -> int:
-        """Length of a training crop in samples."""
-        return round(self.training_seconds * self.wav_rate)
+        """Samples that are read and mixed for one training example, its lead included."""
+        return round(self.training_seconds * self.wav_rate) + round(self.task.lead_seconds * self.wav_rate)
 
 
 def _require_order(key: str, bounds: tuple[float, float]) -> None:

@@ -10,7 +10,7 @@ from enhancer.signal.types import WaveBatch
 
 SILENT_POWER = 1e-10
 """Mean square (-100 dBFS) below which a target counts as silent and its row as 0."""
-FLOOR_DB = -15.0
+FLOOR_DB = -10.0
 """Where the value levels off for a hopeless row."""
 LIMIT_DB = 50.0
 """Where it ends for a perfect one."""

@@ -43,6 +43,7 @@ class DenoiseTask:
                 "stft": (hp.task.stft_weight, MultiResolutionStft(hp.stft_cfgs)),
             }
         )
+        self.lead_samples = round(hp.task.lead_seconds * hp.wav_rate)
         self.stft_distance = StftDistance(hp.stft_cfgs)
         self.log_mel_distance = LogMelDistance(
             MelSpectrogram(
@@ -81,7 +82,8 @@ class DenoiseTask:
     ) -> dict[str, Tensor]:
         """One update of the denoiser; returns the loss and its terms."""
         mixed = self.mix(batch)
-        total, terms = self.loss(modules[self.main_module](mixed.mixture), mixed.target)
+        mixture, target = (wave[:, self.lead_samples :] for wave in (mixed.mixture, mixed.target))
+        total, terms = self.loss(modules[self.main_module](mixture), target)
         update(self.main_module, total)
         return {"loss": total.detach(), **terms}
 

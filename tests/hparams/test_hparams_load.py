@@ -29,17 +29,9 @@ def test_the_base_preset_is_the_defaults():
 
 def test_the_small_preset_changes_only_what_it_says():
     changed = {key for key, _, _ in difference(load("base"), load("base_small"))}
-    schedule = {
-        "training_seconds",
-        "batch_size_per_gpu",
-        "warmup_steps",
-        "max_lr",
-        "max_steps",
-        "eval_every",
-        "save_every",
-        "nj",
-    }
-    task = {"width", "distort_prob", "speed_range", "second_bg_prob", "stft_weight", "si_sdr_weight"}
+    schedule = {"batch_size_per_gpu", "warmup_steps", "max_lr", "max_steps", "eval_every", "save_every", "nj"}
+    variety = {"distort_prob", "lead_seconds", "speed_range", "second_bg_prob"}
+    task = {"width", "l1_weight", "stft_weight", "si_sdr_weight"} | variety
     assert changed == schedule | {f"task.{name}" for name in task}
     assert load("base_small").task.width == 4
 

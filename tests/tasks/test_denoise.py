@@ -92,6 +92,26 @@ def test_a_step_updates_the_denoiser_once_with_the_weighted_sum_of_its_terms(
     )
 
 
+def test_the_lead_is_mixed_but_not_trained_on(hp: HParams, task: DenoiseTask, batch) -> None:
+    """The model hears the last part of the very mixture, in which the room already rings."""
+    lead = 4410
+    leading = DenoiseTask(
+        replace(hp, task=replace(hp.task, lead_seconds=lead / 44_100)), {"rir": task.bank.rirs}
+    )
+    heard = []
+
+    class Listener(nn.Module):
+        def forward(self, mixture: torch.Tensor) -> torch.Tensor:
+            heard.append(mixture)
+            return mixture
+
+    metrics = leading.step({"denoiser": Listener()}, batch, lambda name, loss: None)
+    mixed = task.mix(batch)
+    assert torch.equal(heard[0], mixed.mixture[:, lead:])
+    torch.testing.assert_close(metrics["l1"], (mixed.mixture - mixed.target)[:, lead:].abs().mean())
+    assert leading.hp.crop_samples == hp.crop_samples + lead
+
+
 def test_doing_nothing_improves_nothing_and_the_oracle_improves_all(task: DenoiseTask, batch) -> None:
     identity = task.evaluate({"denoiser": nn.Identity()}, batch)
     assert [row["si_sdr_improvement_db"] for row in identity] == [0.0, 0.0]
