@@ -34,5 +34,10 @@ def test_every_file_that_a_command_or_link_names_is_there() -> None:
 
 def test_every_make_target_it_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z-]+)", text()))
-    assert named <= targets, named - targets
+    named = {
+        name
+        for pair in re.findall(r"^    make ([a-z-]+)|`make ([a-z-]+)`", text(), flags=re.MULTILINE)
+        for name in pair
+        if name
+    }
+    assert named and named <= targets, named - targets

@@ -137,6 +137,8 @@ def test_ctrl_c_while_workers_start_is_told_once(tmp_path):
         "import os, signal, sys\n"
         "from concurrent.futures import ProcessPoolExecutor as Pool\n"
         "from launch.build_shards import main\n"
+        # A test run in the background of a shell is born deaf to this signal, and so are its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "submit = Pool.submit\n"
         "def submit_and_interrupt(*arguments):\n"
         "    future = submit(*arguments)\n"
