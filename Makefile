@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= base_small
-STEPS  ?= 150
+STEPS  ?= 300
 RUN    ?= runs/demo-$(PRESET)
 # Tests share two cores; one BLAS thread a process keeps them out of each other's way.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -29,7 +29,7 @@ $(READY): pyproject.toml
 train: env data/fg/dataset.json  ## demo corpora, a short run of the main job, its evaluation
 	@echo "== training: $(STEPS) steps of the preset $(PRESET) into $(RUN); run it again to go on, or stop it with Ctrl-C"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/train.py --hparams $(PRESET) --run-dir $(RUN) \
-		--set max_steps=$(STEPS) --set warmup_steps=20 --set eval_every=$(STEPS) --set save_every=50
+		--set max_steps=$(STEPS) --set warmup_steps=20 --set eval_every=$(STEPS) --set save_every=100
 	@echo "== evaluation on the fixed validation list"
 	@$(BIN)/python launch/evaluate.py --run $(RUN) --json $(RUN)/evaluation.json
 	@echo "== done: listen in $(RUN)/samples, look with: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"

@@ -21,6 +21,7 @@ SMALL = {
     "training_seconds": 0.5,
     "nj": 1,
     "task.width": 2,
+    "task.valid_items": 4,
 }
 WORLD_LIMIT = 1e-5
 

@@ -74,6 +74,7 @@ def run_trainer(backend: str, num_steps: int) -> tuple[list[float], list[float]]
         "nj": NUM_WORKERS,
         "eval_every": 10 * num_steps,
         "save_every": 10 * num_steps,
+        "task.valid_items": 4,
     }
     warm = steps_of(train(run_dir, values, backend=backend))[WARM_STEPS:]
     waits = [record["data_wait_seconds"] for record in warm]
