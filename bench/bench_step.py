@@ -41,7 +41,8 @@ def bare_loop(num_steps: int) -> None:
     for _ in range(num_steps):
         started = time.perf_counter()
         mixed = task.mix(next(batches))
-        loss, _ = task.loss(model(mixed.mixture), mixed.target)
+        mixture, target = (wave[:, task.lead_samples :] for wave in (mixed.mixture, mixed.target))
+        loss, _ = task.loss(model(mixture), target)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), hp.gradient_clipping)
