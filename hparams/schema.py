@@ -86,7 +86,7 @@ class DenoiseHParams:
 
     def __post_init__(self) -> None:
         _require_order("task.speed_range", self.speed_range)
-        if not 0.5 <= self.speed_range[0] <= self.speed_range[1] <= 2.0:
+        if self.speed_range[0] < 0.5 or self.speed_range[1] > 2:
             raise ValueError(
                 f"task.speed_range is {self.speed_range}; needed values from 0.5 to 2, such as (0.8, 1.25)"
             )

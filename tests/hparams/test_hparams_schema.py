@@ -104,3 +104,16 @@ def test_a_task_without_a_loss_is_refused():
 def test_a_window_that_is_no_whole_number_of_hops_is_refused_with_one_that_is(window_samples):
     with pytest.raises(UserError, match=r"task\.window_size .* such as 1680"):
         load("base", [f"task.window_size={window_samples}"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("[1.2,0.8]", "first value must not be above"),
+        ("[0.4,1.0]", "from 0.5 to 2"),
+        ("[1.0,2.5]", "from 0.5 to 2"),
+    ],
+)
+def test_speeds_out_of_order_or_range_are_refused(value, text):
+    with pytest.raises(UserError, match=text):
+        load("base", [f"task.speed_range={value}"])
