@@ -39,6 +39,7 @@ def drawn_batch(
         "bg": pcm(0.02),
         "is_pair": torch.zeros(rows, dtype=torch.bool),
         "rir": torch.where(share(room_share), rooms, -1),
+        "room_gain_db": torch.zeros(rows),
         "snr_db": torch.linspace(-12, 12, rows),
         "level_db": torch.linspace(-38, -14, rows),
         "eq_hz": torch.full((rows,), 1000.0),

@@ -22,7 +22,7 @@ from data_shards.reader import Reader
 from data_shards.schedule import below, between, generator, log_between, sample_of_draw
 from data_shards.settings import MixSettings
 from data_shards.split import Split
-from data_shards.variety import at_speed, layered
+from data_shards.variety import NUM_ANCHORS, at_speed, equalised, layered
 
 Example = dict[str, np.ndarray | float | int | bool]
 Rows = dict[str, int]
@@ -32,6 +32,7 @@ WAVES = ("fg", "bg")
 NUMBERS: dict[str, str] = {
     "is_pair": "bool",
     "rir": "int64",
+    "room_gain_db": "float32",
     "snr_db": "float32",
     "level_db": "float32",
     "eq_hz": "float32",
@@ -124,11 +125,13 @@ class MixRecipe:
             fg = self._crop("fg", row, draw, padded_crop)
             if self._is_praat(draw):
                 fg = change_voice(fg, settings.rate_hz, settings.seed, draw)
+            fg = self._equalised(fg, draw, "fg", settings.fg_eq_db)
         example: Example = {
             "fg": fg,
             "bg": np.zeros(frames, np.int16),
             "is_pair": False,
             "rir": -1,
+            "room_gain_db": 0.0,
             "snr_db": between(snr, settings.snr_range_db),
             "level_db": between(level, settings.level_range_db),
             **draw_distortions(drawn, settings.distort_prob, settings.rate_hz),
@@ -138,6 +141,8 @@ class MixRecipe:
             if room_on < settings.rir_prob:
                 rooms = self.sources["rir"].split.train
                 example["rir"] = int(rooms[below(room, len(rooms))])
+                place = generator(settings.seed, draw, "room gain").random()
+                example["room_gain_db"] = between(place, settings.room_range_db)
         return example
 
     def _is_praat(self, draw: int) -> bool:
@@ -158,7 +163,14 @@ class MixRecipe:
     def _one_background(self, draw: int, stream: str) -> np.ndarray:
         rows = self.sources["bg"].split.train
         row = int(rows[below(generator(self.settings.seed, draw, f"{stream} row").random(), len(rows))])
-        return self._crop("bg", row, draw, looped_crop, stream)
+        wave = self._crop("bg", row, draw, looped_crop, stream)
+        return self._equalised(wave, draw, stream, self.settings.bg_eq_db)
+
+    def _equalised(self, wave: np.ndarray, draw: int, stream: str, range_db: float) -> np.ndarray:
+        if range_db == 0:
+            return wave
+        places = generator(self.settings.seed, draw, f"{stream} eq").random(NUM_ANCHORS)
+        return equalised(wave, range_db * (2 * places - 1), self.settings.rate_hz)
 
     def _crop(self, kind: str, row: int, draw: int, crop_at: CropAt, stream: str | None = None) -> np.ndarray:
         """A training crop of sample `row`, at a drawn speed where speeds are drawn: int16 [crop_samples]."""
@@ -198,8 +210,8 @@ class MixRecipe:
         recorded = audible_crop(reader, row, others, frames, rng, crop_both)
         if not recorded.wave.any():
             target = recorded.wave
-        values: Example = {"fg": target, "bg": recorded.wave, "is_pair": True, "rir": -1, "snr_db": 0.0}
-        return {**values, **CLEAN}, recorded.row
+        values: Example = {"fg": target, "bg": recorded.wave, "is_pair": True}
+        return {**values, "rir": -1, "room_gain_db": 0.0, "snr_db": 0.0, **CLEAN}, recorded.row
 
     def _valid_mixture(self, item: int, number: int) -> tuple[Example, Rows]:
         """The `number`-th mixture of the list. Every second one is in a room; groups take turns."""
@@ -213,6 +225,7 @@ class MixRecipe:
             "bg": np.zeros(frames, np.int16),
             "is_pair": False,
             "rir": -1,
+            "room_gain_db": 0.0,
             "snr_db": between(snr, settings.valid_snr_range_db),
             "level_db": between(level, settings.level_range_db),
             **CLEAN,

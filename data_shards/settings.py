@@ -33,6 +33,9 @@ class MixSettings:
     praat_prob: float
     speed_range: tuple[float, float]
     second_bg_prob: float
+    fg_eq_db: float
+    bg_eq_db: float
+    room_range_db: tuple[float, float]
     pair_fraction: float
     """Share of draws that are pairs; 0 without a pair corpus."""
     load_fg_only: bool
@@ -57,6 +60,9 @@ class MixSettings:
             praat_prob=hp.praat_augment_prob,
             speed_range=hp.task.speed_range,
             second_bg_prob=hp.task.second_bg_prob,
+            fg_eq_db=hp.task.fg_eq_db,
+            bg_eq_db=hp.task.bg_eq_db,
+            room_range_db=hp.task.room_range_db,
             pair_fraction=0.0 if hp.pair_dir is None else hp.task.pair_fraction,
             load_fg_only=hp.load_fg_only,
         )

@@ -22,6 +22,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Probability = Annotated[float, Field(ge=0, le=1)]
+EqGain = Annotated[float, Field(ge=0, le=40)]
 Decibels = Annotated[float, Field(ge=-120, le=120)]
 
 
@@ -38,6 +39,13 @@ class DenoiseHParams:
     window_size: Annotated[
         int, Field(ge=64, description="samples of the model's own STFT window; its hop is hop_size")
     ] = 1680
+    split_hz: Annotated[
+        NonNegativeFloat,
+        Field(
+            description="the model tells single STFT bins apart up to here and bands of a quarter ERB above; "
+            "half of wav_rate or more keeps every bin"
+        ),
+    ] = 4000.0
     rir_prob: Annotated[
         Probability, Field(description="share of examples whose foreground is put into a room")
     ] = 0.5
@@ -63,6 +71,18 @@ class DenoiseHParams:
     second_bg_prob: Annotated[
         Probability, Field(description="share of examples with two backgrounds on top of each other")
     ] = 0.0
+    fg_eq_db: Annotated[
+        EqGain, Field(description="largest gain or loss of a smooth equaliser drawn for each foreground")
+    ] = 0.0
+    bg_eq_db: Annotated[
+        EqGain, Field(description="largest gain or loss of a smooth equaliser drawn for each background")
+    ] = 0.0
+    room_range_db: Annotated[
+        tuple[Decibels, Decibels],
+        Field(
+            description="gain of a room response after its direct path, drawn per example: near and far microphones"
+        ),
+    ] = (0.0, 0.0)
     level_range_db: Annotated[
         tuple[Decibels, Decibels], Field(description="RMS of the mixture, dBFS, drawn per example")
     ] = (-38.0, -14.0)
@@ -90,6 +110,7 @@ class DenoiseHParams:
             raise ValueError(
                 f"task.speed_range is {self.speed_range}; needed values from 0.5 to 2, such as (0.8, 1.25)"
             )
+        _require_order("task.room_range_db", self.room_range_db)
         _require_order("task.level_range_db", self.level_range_db)
         _require_order("task.valid_snr_range_db", self.valid_snr_range_db)
         if self.l1_weight == self.stft_weight == self.si_sdr_weight == 0:

@@ -7,7 +7,9 @@ What differs, and why:
   arithmetic, so that a laptop trains it.
 - Normalisation is over the channels of one bin. Statistics over time would make the output depend on how a long
   recording is cut into chunks.
-- The mask is one complex factor a bin, and the network starts as the identity: residual branches and the head start
+- It works on single bins at the bottom and on bands above (`enhancer.signal.bands`), where most bins lie and little
+  happens: a third of the arithmetic.
+- The mask is one complex factor a band, and the network starts as the identity: residual branches and the head start
   at zero, which is mask 1 and rotation 0.
 - It hears a compressed spectrum and each bin's place on the frequency axis; linear magnitudes span 100 dB.
 """
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from enhancer.signal.bands import Bands
 from enhancer.signal.stft import Stft
 
 NUM_LEVELS = 4
@@ -83,9 +86,17 @@ class MaskUNet(nn.Module):
     chunks that start at multiples of `stride_samples`, with that context around them, without changing the output.
     """
 
-    def __init__(self, width: int = 16, window_samples: int = 1680, hop_samples: int = 420) -> None:
+    def __init__(
+        self,
+        width: int = 16,
+        window_samples: int = 1680,
+        hop_samples: int = 420,
+        rate_hz: int = 44_100,
+        split_hz: float = 4000.0,
+    ) -> None:
         super().__init__()
         self.stft = Stft(window_samples=window_samples, hop_samples=hop_samples)
+        self.bands = Bands(self.stft.num_bins, rate_hz, split_hz)
         widths = [width << level for level in range(NUM_LEVELS + 1)]
         self.input_conv = nn.Conv2d(NUM_FEATURES, width, 3, padding=1)
         self.encoder = nn.ModuleList(_block(a, b) for a, b in pairwise(widths))
@@ -109,20 +120,20 @@ class MaskUNet(nn.Module):
         """Estimate of the clean signal: mixture [B, T] -> [B, T]."""
         spectrum = self.stft(mixture)
         features = self.features(spectrum)
-        num_bins, num_frames = spectrum.shape[-2:]
-        padding = (0, -num_frames % self.frames_multiple, 0, -num_bins % self.frames_multiple)
-        mask = self.network(F.pad(features, padding))[..., :num_bins, :num_frames]
-        return self.stft.inverse(_masked(spectrum, mask.float()), length=mixture.shape[-1])
+        num_bands, num_frames = features.shape[-2:]
+        padding = (0, -num_frames % self.frames_multiple, 0, -num_bands % self.frames_multiple)
+        mask = self.network(F.pad(features, padding))[..., :num_bands, :num_frames]
+        return self.stft.inverse(_masked(spectrum, self.bands.spread(mask.float())), length=mixture.shape[-1])
 
     def features(self, spectrum: Tensor) -> Tensor:
-        """What the network hears: spectrum [B, F, N] -> [B, 4, F, N].
+        """What the network hears: spectrum [B, F, N] -> [B, 4, K, N] with K bands.
 
-        Log magnitude, compressed real and imaginary parts (|X|^0.3, phase kept), and the frequency axis from -1 to 1.
+        Log magnitude, compressed real and imaginary parts (|X|^0.3, phase kept), and the bins' axis from -1 to 1.
         """
         magnitude = (spectrum.real.square() + spectrum.imag.square() + MAGNITUDE_FLOOR**2).sqrt()
         compression = magnitude.pow(MAGNITUDE_COMPRESSION - 1)
         frequency = torch.linspace(-1, 1, spectrum.shape[-2], device=spectrum.device)[:, None]
-        return torch.stack(
+        features = torch.stack(
             [
                 magnitude.log() * LOG_MAGNITUDE_SCALE,
                 spectrum.real * compression,
@@ -131,11 +142,12 @@ class MaskUNet(nn.Module):
             ],
             dim=1,
         )
+        return self.bands.gather(features)
 
     def network(self, features: Tensor) -> Tensor:
-        """Features [B, 4, F, N] -> mask [B, 2, F, N], real part less 1 and imaginary part.
+        """Features [B, 4, K, N] -> mask [B, 2, K, N], real part less 1 and imaginary part.
 
-        F and N are multiples of `frames_multiple`.
+        K and N are multiples of `frames_multiple`.
         """
         hidden = self.input_conv(features.contiguous(memory_format=torch.channels_last))
         skips = []

@@ -26,6 +26,7 @@ MAX_MAKEUP_DB = 20.0
 """Largest gain that brings a distorted foreground back to its level."""
 
 FLOAT_PARAMETERS = (
+    "room_gain_db",
     "eq_hz",
     "eq_gain_db",
     "eq_q",
@@ -53,6 +54,7 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int) -> Mix:
     | fg, bg | int16 [B, T] | clean crop and background; of a pair row the recorded target and mixture |
     | is_pair | bool [B] | the recorded mixture is taken as it is |
     | rir | int64 [B] | row of `bank`, -1 for no room |
+    | room_gain_db | float [B] | gain of the room's response after its direct path |
     | snr_db | float [B] | foreground as heard (room, distortions, before noise) over background, power |
     | level_db | float [B] | RMS of the mixture in dBFS; NaN keeps the recorded level |
     | eq_hz, eq_gain_db, eq_q | float [B] | `distortion.peaking_eq` |
@@ -69,7 +71,7 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int) -> Mix:
     foreground, background = _to_float(batch["fg"]), _to_float(batch["bg"])
     is_pair, level_db = batch["is_pair"], batch["level_db"]
 
-    heard = distort(_in_room(foreground, bank, host["rir"]), host, rate_hz)
+    heard = distort(_in_room(foreground, bank, host), host, rate_hz)
     background_gain = gain_for_snr(heard, background, batch["snr_db"])
     heard = add_noise(heard, host["noise_snr_db"], host["noise_seed"])
     mixture = torch.addcmul(heard, background, background_gain[:, None])
@@ -104,12 +106,17 @@ def distort(wave: WaveBatch, host: Mapping[str, Tensor], rate_hz: int) -> WaveBa
     return wave.index_copy(0, rows, bad * makeup[:, None])
 
 
-def _in_room(wave: WaveBatch, bank: RirBank | None, index: Tensor) -> WaveBatch:
-    if bank is not None:
-        return bank.apply(wave, index)
-    if bool((index >= 0).any()):
-        raise ValueError("a row of the batch asks for a room, but there is no bank of impulse responses")
-    return wave
+def _in_room(wave: WaveBatch, bank: RirBank | None, host: Mapping[str, Tensor]) -> WaveBatch:
+    index, gain_db = host["rir"], host["room_gain_db"]
+    if bank is None:
+        if bool((index >= 0).any()):
+            raise ValueError("a row of the batch asks for a room, but there is no bank of impulse responses")
+        return wave
+    wet = bank.apply(wave, index)
+    if not bool(gain_db.any()):
+        return wet
+    # The direct path is 1 at sample 0, so what the room adds is the difference.
+    return torch.lerp(wave, wet, db_to_gain(gain_db)[:, None].to(wave))
 
 
 def _to_float(pcm: PcmBatch) -> WaveBatch:

@@ -60,7 +60,11 @@ class DenoiseTask:
     def build(self) -> dict[str, nn.Module]:
         """A fresh denoiser, which starts as the identity."""
         denoiser = MaskUNet(
-            width=self.hp.task.width, window_samples=self.hp.task.window_size, hop_samples=self.hp.hop_size
+            width=self.hp.task.width,
+            window_samples=self.hp.task.window_size,
+            hop_samples=self.hp.hop_size,
+            rate_hz=self.hp.wav_rate,
+            split_hz=self.hp.task.split_hz,
         )
         return {self.main_module: denoiser}
 

@@ -117,6 +117,15 @@ def test_rooms_silence_and_distortions_come_as_often_as_asked(examples):
     assert np.abs(correlation).max() < 5 / math.sqrt(NUM_DRAWS), correlation
 
 
+def test_the_gain_of_a_room_is_drawn_where_there_is_a_room_and_nowhere_else(hp):
+    recipe = recipe_of(mix_corpora.with_task(hp, room_range_db=(-15.0, 3.0)))
+    drawn = [recipe.example(draw) for draw in range(200)]
+    is_room, gain_db = column(drawn, "rir") >= 0, column(drawn, "room_gain_db")
+    assert not gain_db[~is_room].any()
+    assert stats.kstest(gain_db[is_room], "uniform", (-15, 18)).pvalue > 1e-5
+    assert recipe.valid_item(1)["room_gain_db"] == 0.0
+
+
 def test_noise_seeds_differ_between_draws(examples):
     seeds = [example["noise_seed"] for example in examples if np.isfinite(example["noise_snr_db"])]
     assert len(set(seeds)) == len(seeds) and max(seeds) < 2**63

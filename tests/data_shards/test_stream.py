@@ -62,6 +62,7 @@ def test_a_batch_has_the_documented_keys_types_and_shapes(hp):
         "bg": wave,
         "is_pair": flag,
         "rir": torch.int64,
+        "room_gain_db": number,
         **dict.fromkeys(["snr_db", "level_db", "eq_hz", "eq_gain_db", "eq_q", "lowpass_hz"], number),
         **dict.fromkeys(["highpass_hz", "drive_db", "noise_snr_db"], number),
         "noise_seed": torch.int64,

@@ -1,4 +1,4 @@
-"""Speed and layers of crops against tones whose pitch and level are known."""
+"""Speed, equaliser and layers of crops against tones whose pitch and level are known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.mix import MixRecipe
 from data_shards.stream import open_stream
-from data_shards.variety import LAYER_RANGE_DB, at_speed, layered
+from data_shards.variety import ANCHOR_RANGE_HZ, LAYER_RANGE_DB, NUM_ANCHORS, at_speed, equalised, layered
 from tests.data_shards import mix_corpora
 
 RATE_HZ = 44_100
@@ -53,10 +53,35 @@ def test_loud_layers_do_not_wrap_around_and_silent_ones_change_nothing() -> None
     assert np.array_equal(layered(silence, loud, 0.5), loud)
 
 
+def test_an_equaliser_has_its_drawn_gains_at_the_anchors_and_lines_between() -> None:
+    """Equal tones at the anchors and half-way between two (in pitch); only their ratios can be told, as the RMS stays."""
+    anchors = np.geomspace(*ANCHOR_RANGE_HZ, NUM_ANCHORS).round()
+    between = np.sqrt(anchors[2] * anchors[3]).round()
+    places = np.append(anchors, between).astype(int)
+    wave = sum(tone(hz, RATE_HZ, peak=1000).astype(float) for hz in places).astype(np.int16)
+    gains_db = np.array([6.0, -9.0, 0.0, 12.0, -3.0, 4.0])
+    after = equalised(wave, gains_db, RATE_HZ)
+    assert after.dtype == np.int16 and after.shape == wave.shape
+    change_db = 20 * np.log10(np.abs(np.fft.rfft(after.astype(float)))[places] / np.abs(np.fft.rfft(wave))[places])
+    np.testing.assert_allclose(change_db - change_db[2], [*gains_db, 6.0], atol=0.1)
+    level = [np.sqrt(np.mean(w.astype(float) ** 2)) for w in (wave, after)]
+    assert level[1] == pytest.approx(level[0], rel=1e-3)
+
+
+def test_an_equaliser_delays_nothing_and_leaves_silence() -> None:
+    click = np.zeros(4410, np.int16)
+    click[2000] = 20_000
+    after = equalised(click, np.array([3.0, -3.0, 3.0, -3.0, 3.0, -3.0]), RATE_HZ)
+    assert np.abs(after.astype(int)).argmax() == 2000
+    np.testing.assert_allclose(after[1990:2000], after[2001:2011][::-1], atol=1)
+    silence = np.zeros(100, np.int16)
+    assert equalised(silence, np.full(NUM_ANCHORS, 9.0), RATE_HZ) is silence
+
+
 def test_variety_changes_the_waves_and_no_other_number(tmp_path) -> None:
     hp = mix_corpora.build_all(tmp_path)
     plain = open_stream(hp, num_workers=0).recipe
-    varied_hp = mix_corpora.with_task(hp, speed_range=(0.8, 1.25), second_bg_prob=1.0)
+    varied_hp = mix_corpora.with_task(hp, speed_range=(0.8, 1.25), second_bg_prob=1.0, fg_eq_db=6.0, bg_eq_db=12.0)
     varied: MixRecipe = open_stream(varied_hp, num_workers=0).recipe
     for draw in range(20):
         one, other = plain.example(draw), varied.example(draw)

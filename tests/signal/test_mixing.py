@@ -21,6 +21,7 @@ INF = math.inf
 OFF = {
     "is_pair": False,
     "rir": -1,
+    "room_gain_db": 0.0,
     "snr_db": 0.0,
     "level_db": math.nan,
     "eq_hz": 1000.0,
@@ -87,6 +88,21 @@ def test_a_reverberant_mix_is_what_scipy_makes_row_by_row(rirs):
         gain = 10 ** (wanted["level_db"] / 20) / np.sqrt(np.mean((wet + background) ** 2))
         np.testing.assert_allclose(mixed.mixture[row].numpy(), gain * (wet + background), atol=1e-6)
         np.testing.assert_allclose(mixed.target[row].numpy(), gain * dry, atol=1e-6)
+
+
+def test_the_gain_of_a_room_leaves_the_direct_path_and_scales_the_rest(rirs):
+    batch = batch_of({"rir": 1, "room_gain_db": -12.0, "level_db": -25.0}, {"rir": -1}, {"rir": 0})
+    mixed = mix(batch, RirBank(rirs), RATE_HZ)
+    near = rirs[1].double().numpy().copy()
+    near[1:] *= 10 ** (-12 / 20)
+    dry, background = unit(batch["fg"][0]), unit(batch["bg"][0])
+    wet = scipy.signal.fftconvolve(dry, near)[:LENGTH]
+    mixture = wet + background * np.sqrt(np.sum(wet**2) / np.sum(background**2))
+    gain = 10 ** (-25 / 20) / np.sqrt(np.mean(mixture**2))
+    np.testing.assert_allclose(mixed.mixture[0].numpy(), gain * mixture, atol=1e-6)
+    # The other rows are what they are without it, bit for bit.
+    plain = mix({**batch, "room_gain_db": torch.zeros(3)}, RirBank(rirs), RATE_HZ)
+    assert torch.equal(mixed.mixture[1:], plain.mixture[1:])
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8])

@@ -37,6 +37,7 @@ def test_real_recordings_are_mixed_at_their_ratio_and_level(shared_audio):
         "bg": background,
         "is_pair": torch.zeros(4, dtype=torch.bool),
         "rir": torch.tensor([0, -1, 0, -1]),
+        "room_gain_db": torch.zeros(4),
         "snr_db": torch.tensor([-12.0, 0.0, 6.0, 12.0]),
         "level_db": torch.full((4,), -30.0),
         "eq_hz": torch.full((4,), 1000.0),

@@ -35,6 +35,7 @@ def batch() -> dict[str, torch.Tensor]:
         "bg": background,
         "is_pair": torch.zeros(rows, dtype=torch.bool),
         "rir": torch.tensor([-1, 0]),
+        "room_gain_db": torch.zeros(rows),
         "snr_db": torch.full((rows,), 6.0),
         "level_db": torch.full((rows,), -26.0),
         "eq_hz": torch.full((rows,), 1000.0),
