@@ -30,7 +30,15 @@ def test_the_base_preset_is_the_defaults():
 def test_the_small_preset_changes_only_what_it_says():
     changed = {key for key, _, _ in difference(load("base"), load("base_small"))}
     schedule = {"batch_size_per_gpu", "warmup_steps", "max_lr", "max_steps", "eval_every", "nj"}
-    variety = {"distort_prob", "lead_seconds", "speed_range", "second_bg_prob", "fg_eq_db", "bg_eq_db", "room_range_db"}
+    variety = {
+        "distort_prob",
+        "lead_seconds",
+        "speed_range",
+        "second_bg_prob",
+        "fg_eq_db",
+        "bg_eq_db",
+        "room_range_db",
+    }
     task = {"width", "l1_weight", "stft_weight", "si_sdr_weight"} | variety
     assert changed == schedule | {f"task.{name}" for name in task}
     assert load("base_small").task.width == 4
