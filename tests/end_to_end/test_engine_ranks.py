@@ -36,9 +36,11 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
         ("accelerate", 2, ()),
         ("deepspeed", 1, ()),
         ("deepspeed", 2, ()),
+        ("deepspeed", 1, ("precision=bf16",)),
         ("deepspeed", 2, ("zero_stage=1", "precision=bf16")),
         ("deepspeed", 2, ("zero_stage=2",)),
         ("deepspeed", 2, ("zero_stage=3",)),
+        ("deepspeed", 2, ("zero_stage=3", "precision=bf16")),
     ],
 )
 def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backend, num_ranks, values):
