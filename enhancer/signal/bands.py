@@ -64,7 +64,7 @@ class Bands:
 
 def _centres(num_bins: int, bin_hz: float, split_hz: float) -> list[float]:
     """Centres of bins and bands, in bins; the last one is the last bin."""
-    last = num_bins - 1
+    last = float(num_bins - 1)
     centres = [float(place) for place in range(num_bins) if place * bin_hz <= split_hz]
     while centres[-1] < last:
         hz = _hz_of_erb(_erb_of_hz(centres[-1] * bin_hz) + 1 / BANDS_PER_ERB)
