@@ -15,7 +15,8 @@ class Bands:
     """Bins of an STFT below `split_hz`, and above it overlapping triangular bands a quarter ERB apart.
 
     An ERB is the width of an auditory filter, 24.7 (0.00437 f + 1) Hz: B. Glasberg and B. Moore, "Derivation of
-    auditory filter shapes from notched-noise data" (1990). The top of a 44.1 kHz spectrum holds four fifths of its bins and
+    auditory filter shapes from notched-noise data" (1990). The top of a 44.1 kHz spectrum holds four fifths of its bins
+    and
     hardly any of its energy; a network on bands does a quarter of the work there.
 
     `spread` interpolates between the centres of bands (its weights add up to 1 at each bin, so a constant stays one),
