@@ -16,8 +16,7 @@ class Bands:
 
     An ERB is the width of an auditory filter, 24.7 (0.00437 f + 1) Hz: B. Glasberg and B. Moore, "Derivation of
     auditory filter shapes from notched-noise data" (1990). The top of a 44.1 kHz spectrum holds four fifths of its bins
-    and
-    hardly any of its energy; a network on bands does a quarter of the work there.
+    and hardly any of its energy; a network on bands does a quarter of the work.
 
     `spread` interpolates between the centres of bands (its weights add up to 1 at each bin, so a constant stays one),
     `gather` averages with the same weights. A plain class: constants in a module's buffers would be rounded by a cast
