@@ -43,7 +43,7 @@ class Alignment:
         polarity: 1, or -1 when wet is upside down.
         confidence: 1 - (largest rival of the peak / peak), 0..1, rivals being more than 2 ms away.
         num_windows: windows that were loud enough to look at.
-        num_voting: those of them whose own correlation has a clear peak.
+        num_voting: those of them whose own correlation has one clear peak.
         num_agreeing: voting windows with this lag (within 0.25 ms) and polarity.
         drift_samples: lag of the last third of the windows minus that of the first.
         problem: why lag and polarity should not be believed, or None.
@@ -82,18 +82,19 @@ def measure_alignment(dry: np.ndarray, wet: np.ndarray, rate_hz: int) -> Alignme
     lag, polarity = _refine(dry, wet, starts, window, coarse - max_lag, rate_hz)
     peaks = np.argmax(np.abs(curves), axis=1)
     heights = curves[np.arange(len(starts)), peaks]
-    voting = np.abs(heights) > WINDOW_PEAK * np.maximum(levels, 1e-30)
+    lobe = round(LOBE_SECONDS * rate_hz)
+    # A window with one steady note fits at each of its periods, and has no vote.
+    unique = np.array([_confidence(curve, peak, lobe) for curve, peak in zip(curves, peaks, strict=True)])
+    voting = (np.abs(heights) > WINDOW_PEAK * np.maximum(levels, 1e-30)) & (unique >= MIN_CONFIDENCE)
     tolerance = max(AGREEMENT_SAMPLES, round(AGREEMENT_SECONDS * rate_hz))
     agreeing = voting & (np.abs(peaks - max_lag - lag) <= tolerance) & (np.sign(heights) == polarity)
-    far = np.abs(np.arange(len(whole)) - coarse) > LOBE_SECONDS * rate_hz
-    rival = float(np.max(np.abs(whole[far]), initial=0.0)) / float(np.abs(whole[coarse]))
     third = -(-len(starts) // 3)
     ends = [_refine(dry, wet, part, window, lag, rate_hz)[0] for part in (starts[:third], starts[-third:])]
     contrast = float(np.abs(whole[coarse]) / np.sqrt(np.mean(whole**2)))
     found = Alignment(
         lag_samples=lag,
         polarity=polarity,
-        confidence=round(1 - min(rival, 1.0), 4),
+        confidence=round(_confidence(whole, coarse, lobe), 4),
         num_windows=len(starts),
         num_voting=int(voting.sum()),
         num_agreeing=int(agreeing.sum()),
@@ -108,7 +109,8 @@ def _problem(found: Alignment, contrast: float, others: np.ndarray) -> str | Non
     if contrast < WHOLE_PEAK or found.num_agreeing == 0:
         return (
             "the wet file seems unrelated to the dry one: no delay within half a second makes them fit "
-            f"(peak {contrast:.1f} times the noise, needed {WHOLE_PEAK:g})"
+            f"(peak {contrast:.1f} times the noise, needed {WHOLE_PEAK:g}; {found.num_agreeing} of {found.num_windows} "
+            "windows agree)"
         )
     if found.num_agreeing < MIN_AGREEING * found.num_voting:
         shown = ", ".join(str(lag) for lag in sorted(set(others.tolist()))[:4])
@@ -126,6 +128,13 @@ def _problem(found: Alignment, contrast: float, others: np.ndarray) -> str | Non
 
 def _unknown(problem: str) -> Alignment:
     return Alignment(0, 0, 0.0, 0, 0, 0, 0, problem)
+
+
+def _confidence(curve: np.ndarray, peak: int, lobe: int) -> float:
+    """1 - (largest magnitude more than `lobe` from `peak` / that at `peak`)."""
+    level = np.abs(curve)
+    rivals = np.concatenate([level[: max(peak - lobe, 0)], level[peak + lobe + 1 :]])
+    return 1 - float(np.max(rivals, initial=0.0)) / max(float(level[peak]), 1e-30)
 
 
 def _loud_windows(dry: np.ndarray, margin: int, window: int) -> np.ndarray:

@@ -161,10 +161,10 @@ def read_pairs(path: Path) -> list[DevicePair]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, restkey="", skipinitialspace=True)
         try:
+            columns = [name.strip() for name in reader.fieldnames or []]
             rows = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise CorpusError(f"{path} cannot be read as CSV: {error}. Save it as CSV in UTF-8") from error
-    columns = [name.strip() for name in reader.fieldnames or []]
     if not {"dry", "wet"} <= set(columns) or len(set(columns)) != len(columns):
         raise CorpusError(f"{path} has the columns {columns}; needed dry, wet, and each knob once")
     pairs = []
