@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,17 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from enhancer.inference import CHUNK_SECONDS, ChunkedModel, TrainedRun, gain_into_range, load_run
+from enhancer.inference import (
+    CHUNK_SECONDS,
+    ChunkedModel,
+    StatefulModel,
+    TrainedRun,
+    gain_into_range,
+    load_run,
+)
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
+from hparams.schema import PedalHParams
 from launch.common import checkpoint_folder, choose_device, reports_user_errors
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
@@ -58,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     seconds = wall_seconds = 0.0
     for number, (source, target) in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}] "
-        done = apply_to_file(run, source, target, args.chunk_seconds, label)
+        done = apply_to_file(run, source, target, args.chunk_seconds, label, args.knob)
         clipped = f", {done.num_clipped} samples clipped" if done.num_clipped else ""
         print(
             f"{label}{target}: {done.seconds:.1f} s at {done.real_time_factor:.1f} x real time{clipped}",
@@ -86,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument(
         "--chunk-seconds", type=float, default=CHUNK_SECONDS, help="audio in memory at a time"
+    )
+    parser.add_argument(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a knob of a device model; repeat for each",
     )
     return parser
 
@@ -126,7 +141,29 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
-def apply_to_file(run: TrainedRun, source: Path, target: Path, chunk_seconds: float, label: str = "") -> Done:
+def knob_values(names: Sequence[str], given: Sequence[str]) -> Tensor:
+    """The values [K] of the knobs `names` from texts such as `drive=0.5`; raises UserError for any other set."""
+    values: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise UserError(f"--knob {text}: needed NAME=NUMBER, such as --knob drive=0.5") from None
+    if set(values) != set(names):
+        wanted = " ".join(f"--knob {name}=0.5" for name in names) or "no --knob"
+        raise UserError(f"the model has the knobs {', '.join(names) or 'none'}; give {wanted}")
+    return torch.tensor([values[name] for name in names], dtype=torch.float32)
+
+
+def apply_to_file(
+    run: TrainedRun,
+    source: Path,
+    target: Path,
+    chunk_seconds: float,
+    label: str = "",
+    knobs: Sequence[str] = (),
+) -> Done:
     """Stream `source` through the model into `target`; the file appears whole or not at all."""
     started = time.perf_counter()
     try:
@@ -142,7 +179,7 @@ def apply_to_file(run: TrainedRun, source: Path, target: Path, chunk_seconds: fl
         with sf.SoundFile(
             str(part), "w", info.samplerate, info.channels, subtype, format=container
         ) as writer:
-            for block in _processed(run, source, info, chunk_seconds, label):
+            for block in _processed(run, source, info, chunk_seconds, label, knobs):
                 samples = block.T.numpy()
                 if not subtype.startswith(("FLOAT", "DOUBLE")):
                     num_clipped += int((np.abs(samples) > 1).sum())
@@ -155,13 +192,25 @@ def apply_to_file(run: TrainedRun, source: Path, target: Path, chunk_seconds: fl
 
 
 def _processed(
-    run: TrainedRun, source: Path, info: sf._SoundFileInfo, chunk_seconds: float, label: str
+    run: TrainedRun,
+    source: Path,
+    info: sf._SoundFileInfo,
+    chunk_seconds: float,
+    label: str,
+    knobs: Sequence[str],
 ) -> Iterator[Tensor]:
     """Blocks [C, T] of the output at the rate of the input, `info.frames` samples in all."""
-    gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
     if info.frames == 0:
         return
-    model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, next(run.module.parameters()).device)
+    device = next(run.module.parameters()).device
+    model: ChunkedModel | StatefulModel
+    gain = 1.0
+    if isinstance(run.hp.task, PedalHParams):
+        # What a device makes of a signal depends on its level, so that stays.
+        model = StatefulModel(run.module, knob_values(run.hp.task.knobs, knobs), device)
+    else:
+        gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
+        model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
     scaled = (block * gain for block in _blocks(source, info.samplerate))
     heard = resample_blocks(scaled, info.samplerate, run.hp.wav_rate)
     restored = resample_blocks(model.stream(heard), run.hp.wav_rate, info.samplerate)

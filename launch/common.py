@@ -6,12 +6,14 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hparams.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from hparams.schema import HParams
 
 Command = Callable[..., int]
 INTERRUPTED = 130
@@ -35,6 +37,24 @@ def reports_user_errors(command: Command) -> Command:
             return INTERRUPTED
 
     return wrapped
+
+
+def open_data(hp: HParams, **place: Any) -> Any:
+    """The data stream of the task that `hp` names; `place` as in `data_shards.stream.open_stream`."""
+    if hp.task.name == "pedal":
+        from data_shards.pedal_stream import open_pedal_stream
+
+        stream = open_pedal_stream(hp, **place)
+        found, needed = (stream.rate_hz, stream.knob_names), (hp.wav_rate, hp.task.knobs)
+        if found != needed:
+            raise UserError(
+                f"{hp.pair_dir} was recorded at {found[0]} Hz with the knobs {list(found[1])}, but wav_rate is {needed[0]} "
+                f"and task.knobs is {list(needed[1])}; use a corpus of the same device, or leave these two out of --set"
+            )
+        return stream
+    from data_shards.stream import open_stream
+
+    return open_stream(hp, **place)
 
 
 def choose_device(name: str) -> torch.device:

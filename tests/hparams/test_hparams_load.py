@@ -30,7 +30,15 @@ def test_the_base_preset_is_the_defaults():
 def test_the_small_preset_changes_only_what_it_says():
     changed = {key for key, _, _ in difference(load("base"), load("base_small"))}
     schedule = {"batch_size_per_gpu", "warmup_steps", "max_lr", "max_steps", "eval_every", "nj"}
-    variety = {"distort_prob", "lead_seconds", "speed_range", "second_bg_prob", "fg_eq_db", "bg_eq_db", "room_range_db"}
+    variety = {
+        "distort_prob",
+        "lead_seconds",
+        "speed_range",
+        "second_bg_prob",
+        "fg_eq_db",
+        "bg_eq_db",
+        "room_range_db",
+    }
     task = {"width", "l1_weight", "stft_weight", "si_sdr_weight"} | variety
     assert changed == schedule | {f"task.{name}" for name in task}
     assert load("base_small").task.width == 4
@@ -38,7 +46,7 @@ def test_the_small_preset_changes_only_what_it_says():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads(name):
-    assert load(name).task.name == "denoise"
+    assert load(name).task.name == ("pedal" if name.startswith("pedal") else "denoise")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,7 @@ def test_paths_that_look_like_other_values_survive(text):
 
 
 fragments = st.sampled_from(
-    [*rows(), ":", ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!", "!x ", "'", '"', "\\", "#", "%",
+    [*rows("denoise"), *rows("pedal"), ":", ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!", "!x ", "'", '"', "\\", "#", "%",
      "1e-3", "yes", "null", ".nan", "9" * 5000, "|", ">", "?", "---", "...", "<<: ", "\t", "\x00", "\ufeff", "\u2028",
      "extends", "@", "`", "[" * 3000, '"\\uD800"', '"\\U00110000"', "0x1F", "=", "task:\n  width: ", "1" * 400]
 )  # fmt: skip
