@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from datetime import datetime
 
@@ -194,6 +195,12 @@ def test_an_onnx_file_run_by_onnxruntime_block_by_block_is_the_model(name):
     assert np.abs(found - expected.numpy()).max() <= 1e-5
     facts = session.get_modelmeta().custom_metadata_map
     assert (facts["samplerate"], facts["esr"], facts["gear_make"]) == (str(RATE), "0.0125", "Maker")
+
+
+def test_without_the_package_onnx_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"pip install 'wavewright\[onnx\]'"):
+        onnx.export(recurrent(), PLAIN)
 
 
 @pytest.mark.parametrize("unit", ["lstm", "gru", "wavenet"])
