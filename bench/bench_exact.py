@@ -92,7 +92,7 @@ def main() -> int:
             f"{relative:.2g} of their size ({WORLD_LIMIT:g} wanted)",
             flush=True,
         )
-        is_good = is_good and relative <= WORLD_LIMIT
+        is_good = is_good and absolute <= WORLD_LIMIT
     return 0 if is_good else 1
 
 

@@ -1,6 +1,7 @@
 """An opened corpus: every sample's place as numpy arrays, and the split into training and validation.
 
 Opening stats each shard and parses each sidecar; no audio is read. `data_shards.verify` reads every byte.
+A corpus at a URL is opened alike; its shards are fetched into the cache of the machine when first read.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, hash_texts, parse_dataset
 from data_shards.errors import CorpusError
 from data_shards.format import PAIRED_KINDS, is_shard_name, members_of
+from data_shards.remote import RemoteFolder, RemoteMissing
 from data_shards.scan import first_audio_file, require_local
 from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
 from data_shards.split import Split, split_groups
 from data_shards.takes import VALID_SIDE, DeviceTake
+from hparams.place import is_url
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +50,13 @@ class Corpus:
     takes: for kind `pedal` what is known of each sample's recording; else empty.
     """
 
-    folder: Path
+    folder: Path | str
+    """A str is a URL."""
     kind: str
     rate_hz: int
     codec: str
     fingerprint: str
-    shards: tuple[Path, ...]
+    shards: tuple[Path, ...] | tuple[CachedShard, ...]
     groups: tuple[str, ...]
     sources: tuple[str, ...]
     key: np.ndarray
@@ -66,11 +71,15 @@ class Corpus:
     def open(cls, folder: Path | str, kind: str, rate_hz: int | None = None) -> Corpus:
         """Open `folder`, which must hold a finished corpus of `kind` at `rate_hz` (None: any rate).
 
+        Args:
+            folder: a folder of this machine; as text also a URL that fsspec knows, such as `s3://bucket/fg`.
+
         Raises CorpusError, saying what to do, when the folder is missing, empty, plain audio, an unfinished
         build, of another kind or rate, or when a shard or sidecar is missing, cut, or of another file.
         """
-        folder = Path(folder).expanduser()
-        info = read_dataset(folder, kind)
+        remote = RemoteFolder(folder) if isinstance(folder, str) and is_url(folder) else None
+        folder = Path(folder).expanduser() if remote is None else remote.url
+        info = _read_remote_dataset(remote, kind) if remote else read_dataset(Path(folder), kind)
         if info.kind != kind:
             raise CorpusError(
                 f"{folder} is a corpus of kind {info.kind}, but kind {kind} is needed here. "
@@ -81,12 +90,10 @@ class Corpus:
                 f"{folder} is at {info.rate_hz} Hz, but {rate_hz} Hz is needed. "
                 f"Rebuild it with --rate {rate_hz}, or set wav_rate to {info.rate_hz}"
             )
-        sidecars = [read_shard_sidecar(folder, info, shard) for shard in info.shards]
-        for shard in info.shards:
-            check_size(folder, shard)
+        sidecars, shards = _open_remote(remote, info) if remote else _open_local(Path(folder), info)
         if info.num_samples == 0:
             raise CorpusError(f"{folder} holds no samples. Rebuild it from audio that is not silent")
-        return _join(folder, info, sidecars)
+        return _join(folder, info, sidecars, shards)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -95,6 +102,11 @@ class Corpus:
     def seconds(self) -> float:
         """Audio of all samples, seconds (of a pair: of one side)."""
         return float(self.frames.sum()) / self.rate_hz
+
+    @property
+    def cache(self) -> ShardCache | None:
+        """Where the shards of a remote corpus are kept; None for a corpus of this machine."""
+        return next((shard.cache for shard in self.shards if isinstance(shard, CachedShard)), None)
 
     def split(self, valid_fraction: float) -> Split:
         """Rows for training and for validation, by a stable hash of the group. See `split_groups`.
@@ -155,8 +167,12 @@ def read_shard_sidecar(folder: Path, info: DatasetInfo, shard: ShardInfo) -> Sid
             f"{path} is missing, so the samples of {shard.tar} cannot be found. "
             "Copy it from where the corpus is whole, or run the build again"
         )
-    data = path.read_bytes()
-    sidecar = parse_sidecar(data, str(path))
+    return check_sidecar(path.read_bytes(), str(path), info, shard)
+
+
+def check_sidecar(data: bytes, path: str, info: DatasetInfo, shard: ShardInfo) -> Sidecar:
+    """The sidecar of `shard` in `data`. Raises CorpusError, naming `path`, when it is broken or of another shard."""
+    sidecar = parse_sidecar(data, path)
     expected = (shard.tar, shard.sha256, info.kind, info.rate_hz, info.codec)
     if (sidecar.tar, sidecar.sha256, sidecar.kind, sidecar.rate_hz, sidecar.codec) != expected:
         raise CorpusError(
@@ -181,16 +197,64 @@ def check_size(folder: Path, shard: ShardInfo) -> None:
         raise CorpusError(
             f"{path} is missing. Copy it from where the corpus is whole, or run the build again"
         )
-    found = path.stat().st_size
-    if found != shard.size:
-        what = "cut short" if found < shard.size else "too long"
+    _compare_size(str(path), path.stat().st_size, shard.size)
+
+
+def _compare_size(path: str, found: int, needed: int) -> None:
+    if found != needed:
+        what = "cut short" if found < needed else "too long"
         raise CorpusError(
-            f"{path} is {what}: {found} bytes, needed {shard.size}. "
+            f"{path} is {what}: {found} bytes, needed {needed}. "
             "Copy it again from where it is whole, or run the build again"
         )
 
 
-def _join(folder: Path, info: DatasetInfo, sidecars: list[Sidecar]) -> Corpus:
+def _open_local(folder: Path, info: DatasetInfo) -> tuple[list[Sidecar], tuple[Path, ...]]:
+    sidecars = [read_shard_sidecar(folder, info, shard) for shard in info.shards]
+    for shard in info.shards:
+        check_size(folder, shard)
+    return sidecars, tuple(folder / shard.tar for shard in info.shards)
+
+
+def _read_remote_dataset(remote: RemoteFolder, kind: str) -> DatasetInfo:
+    try:
+        (data,) = remote.read([DATASET_NAME])
+    except RemoteMissing as error:
+        raise CorpusError(
+            f"The {kind} corpus {remote.url} has no {DATASET_NAME}, or is not there. Check the URL, "
+            f"or build a corpus and copy it there: {build_command(kind, 'DIR', Path('data') / kind)}"
+        ) from error
+    return parse_dataset(data, remote.at(DATASET_NAME))
+
+
+def _open_remote(remote: RemoteFolder, info: DatasetInfo) -> tuple[list[Sidecar], tuple[CachedShard, ...]]:
+    cache = ShardCache.of_environment()
+    largest = max((shard.size for shard in info.shards), default=0)
+    if largest > cache.max_bytes:
+        raise CorpusError(
+            f"{remote.url} has a shard of {largest / 1e9:.3g} GB, but the cache {cache.folder} may hold "
+            f"{cache.max_bytes / 1e9:.3g} GB. Set ${SIZE_VARIABLE} higher, best to the size of all corpora"
+        )
+    tars = [shard.tar for shard in info.shards]
+    names = [sidecar_path(Path(tar)).name for tar in tars]
+    sidecars = [
+        check_sidecar(data, remote.at(name), info, shard)
+        for data, name, shard in zip(remote.read(names), names, info.shards, strict=True)
+    ]
+    for shard, found in zip(info.shards, remote.sizes(tars), strict=True):
+        if found is not None:
+            _compare_size(remote.at(shard.tar), found, shard.size)
+    return sidecars, tuple(
+        CachedShard(remote, shard.tar, shard.size, shard.sha256, cache) for shard in info.shards
+    )
+
+
+def _join(
+    folder: Path | str,
+    info: DatasetInfo,
+    sidecars: list[Sidecar],
+    shards: tuple[Path, ...] | tuple[CachedShard, ...],
+) -> Corpus:
     groups, group = _codes(name for sidecar in sidecars for name in sidecar.group)
     sources, source = _codes(name for sidecar in sidecars for name in sidecar.source)
     key = np.concatenate([np.asarray(sidecar.key, np.int64) for sidecar in sidecars])
@@ -202,7 +266,7 @@ def _join(folder: Path, info: DatasetInfo, sidecars: list[Sidecar]) -> Corpus:
         rate_hz=info.rate_hz,
         codec=info.codec,
         fingerprint=info.fingerprint,
-        shards=tuple(folder / shard.tar for shard in info.shards),
+        shards=shards,
         groups=groups,
         sources=sources,
         key=key,

@@ -9,8 +9,9 @@ What is checked, and when:
 - A byte flipped inside the samples of a WAV is therefore not seen by the partial reads of training, since the
   sidecar's checksum is over the whole member; `python launch/build_shards.py verify FOLDER` reads every byte.
 
-Files are opened when first needed, and `pread` uses no file position: a forked process may share them, and
-a pickled reader starts with none. A Reader is for one thread.
+Files are opened when first needed (a shard of a remote corpus is then fetched, see `data_shards.cache`), and
+`pread` uses no file position: a forked process may share them, and a pickled reader starts with none. A Reader
+is for one thread.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.cache import CachedShard
 from data_shards.corpus import Corpus
 from data_shards.errors import DataError
 from data_shards.format import WAV_HEADER_BYTES, frame_bytes, member_name, member_of, parse_wav_header
@@ -167,7 +169,8 @@ class Reader:
             return file
         if len(self._files) >= self.max_open_files:
             os.close(self._files.popitem(last=False)[1])
-        file = os.open(self.corpus.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        place = self.corpus.shards[shard]
+        file = place.open() if isinstance(place, CachedShard) else os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         self._files[shard] = file
         return file
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from data_shards.batches import Arrays, BatchPlan, fill_training, validation_arrays
+from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.corpus import Corpus
 from data_shards.loader_pool import WorkerDied, WorkerPool
 from data_shards.mix import MixRecipe, Source
@@ -56,10 +57,14 @@ class _InProcess:
 class BatchIterator(Iterator[Batch]):
     """Endless batches. Workers begin to fill their slots when it is made, before the first is asked for."""
 
-    def __init__(self, source: WorkerPool | _InProcess, timeout_seconds: float) -> None:
+    def __init__(
+        self, source: WorkerPool | _InProcess, timeout_seconds: float, cache: ShardCache | None = None
+    ) -> None:
         self._source = source
         self._timeout_seconds = timeout_seconds
+        self._cache = cache
         self._waited_seconds = 0.0
+        self._progress_seen: object = None
 
     def __next__(self) -> Batch:
         """The next batch. Raises TimeoutError after data_timeout_seconds, and what `next_batch` raises."""
@@ -71,7 +76,7 @@ class BatchIterator(Iterator[Batch]):
         """The next batch, or None when it is not ready within `timeout_seconds`; ask again then.
 
         Raises: DataError when a shard is damaged (with draw and rank), WorkerDied, OSError, and
-        TimeoutError when the waits for one batch add up to data_timeout_seconds.
+        TimeoutError when the waits for one batch add up to data_timeout_seconds without `progress`.
         """
         start = time.monotonic()
         arrays = self._source.next_arrays(min(timeout_seconds, self._timeout_seconds - self._waited_seconds))
@@ -79,12 +84,18 @@ class BatchIterator(Iterator[Batch]):
             self._waited_seconds = 0.0
             return _tensors(arrays)
         self._waited_seconds += time.monotonic() - start
+        if (progress := self.progress()) != self._progress_seen:
+            self._progress_seen, self._waited_seconds = progress, 0.0
         if self._waited_seconds >= self._timeout_seconds:
             raise TimeoutError(
-                f"no batch within data_timeout_seconds={self._timeout_seconds:g}: the disk is stalled or the workers "
+                f"no batch within data_timeout_seconds={self._timeout_seconds:g}: the storage is stalled or workers "
                 "are too slow; look at the storage, raise nj, or raise data_timeout_seconds"
             )
         return None
+
+    def progress(self) -> object:
+        """Changes while shards of remote corpora arrive, for which `next_batch` waits as long as it takes."""
+        return None if self._cache is None else self._cache.progress()
 
     @property
     def worker_pids(self) -> list[int]:
@@ -117,7 +128,8 @@ class MixStream:
         plan = BatchPlan(draw, self.rank, self.world_size, self.batch_size, frames)
         if self.num_workers == 0:
             return BatchIterator(_InProcess(self.recipe, plan), self.timeout_seconds)
-        return BatchIterator(WorkerPool(self.recipe, plan, self.num_workers), self.timeout_seconds)
+        pool = WorkerPool(self.recipe, plan, self.num_workers)
+        return BatchIterator(pool, self.timeout_seconds, _cache_of(self.recipe.sources))
 
     def validation(self) -> Iterator[Batch]:
         """This rank's share of the fixed list, as many batches on every rank; `item` is -1 in rows that
@@ -192,7 +204,7 @@ def open_stream(
         batch_size=hp.batch_size_per_gpu if batch_size is None else batch_size,
         num_workers=num_workers,
         timeout_seconds=hp.data_timeout_seconds,
-        warnings=tuple(source.split.warning for source in sources.values() if source.split.warning),
+        warnings=tuple(_warnings(sources)),
     )
 
 
@@ -208,8 +220,8 @@ def worker_count(hp: HParams, ranks_on_machine: int) -> int:
     return min(hp.nj, useful)
 
 
-def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
+def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path | str]:
+    folders: dict[str, Path | str] = {}
     if settings.pair_fraction < 1:
         folders["fg"] = hp.fg_dir
         if not hp.load_fg_only:
@@ -218,6 +230,24 @@ def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path]:
     if settings.pair_fraction > 0 and hp.pair_dir is not None:
         folders["pair"] = hp.pair_dir
     return folders
+
+
+def _cache_of(sources: dict[str, Source]) -> ShardCache | None:
+    return next((source.corpus.cache for source in sources.values() if source.corpus.cache), None)
+
+
+def _warnings(sources: dict[str, Source]) -> Iterator[str]:
+    for source in sources.values():
+        if source.split.warning:
+            yield source.split.warning
+    shards = [shard for source in sources.values() for shard in source.corpus.shards]
+    sizes = {shard.sha256: shard.size for shard in shards if isinstance(shard, CachedShard)}
+    cache, needed = _cache_of(sources), sum(sizes.values())
+    if cache is not None and needed > cache.max_bytes:
+        yield (
+            f"the remote corpora hold {needed / 1e9:.3g} GB, more than the {cache.max_bytes / 1e9:.3g} GB of the cache "
+            f"{cache.folder}: shards will be fetched again and again. Set ${SIZE_VARIABLE} higher"
+        )
 
 
 def _tensors(arrays: Arrays) -> Batch:

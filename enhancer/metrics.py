@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from enhancer.signal.mel import MelSpectrogram
+from enhancer.signal.precision import widest_float
 from enhancer.signal.spectral_distance import Resolution, require_possible, stft_distance
 from enhancer.signal.types import PerRow, WaveBatch
 
@@ -22,7 +23,8 @@ def si_sdr(estimate: WaveBatch, target: WaveBatch, zero_mean: bool = False) -> P
     that an offset is no error. Where the target is digital silence no scaling of it explains anything, so the
     value is -SDR_LIMIT_DB, unless the estimate is digital silence too: then it is +SDR_LIMIT_DB.
     """
-    estimate, target = estimate.double(), target.double()
+    exact = widest_float(target.device)
+    estimate, target = estimate.to(exact), target.to(exact)
     if zero_mean:
         estimate = estimate - estimate.mean(-1, keepdim=True)
         target = target - target.mean(-1, keepdim=True)

@@ -121,7 +121,8 @@ def allowed_text(prop: dict[str, Any]) -> str:
         items = prop["prefixItems"]
         return f"list of {len(items)}: " + ", ".join(allowed_text(item) for item in items)
     if prop["type"] == "string":
-        return "path" if prop.get("format") == "path" else "text"
+        # The only pattern of the schema is that of URLs.
+        return "path" if prop.get("format") == "path" else "URL" if "pattern" in prop else "text"
     return _TYPE_WORDS[prop["type"]] + _range_text(prop)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from hparams.deepspeed import deepspeed_config
+from hparams.place import URL_PATTERN
 from hparams.stft import StftConfig, loss_resolutions
 
 Positive = Annotated[int, Field(gt=0)]
@@ -24,6 +25,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Probability = Annotated[float, Field(ge=0, le=1)]
 EqGain = Annotated[float, Field(ge=0, le=40)]
 Decibels = Annotated[float, Field(ge=-120, le=120)]
+# A URL stays text: as a Path it would lose a slash.
+CorpusPlace = Annotated[Annotated[str, Field(pattern=URL_PATTERN)] | Path, Field(union_mode="left_to_right")]
 
 
 @dataclass(frozen=True)
@@ -187,10 +190,14 @@ class HParams:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    fg_dir: Annotated[Path, Field(description="corpus of foreground (clean) recordings")] = Path("data/fg")
-    bg_dir: Annotated[Path, Field(description="corpus of backgrounds")] = Path("data/bg")
-    rir_dir: Annotated[Path, Field(description="corpus of room impulse responses")] = Path("data/rir")
-    pair_dir: Annotated[Path | None, Field(description="corpus of ready-made input/target pairs")] = None
+    fg_dir: Annotated[CorpusPlace, Field(description="corpus of foreground (clean) recordings")] = Path(
+        "data/fg"
+    )
+    bg_dir: Annotated[CorpusPlace, Field(description="corpus of backgrounds")] = Path("data/bg")
+    rir_dir: Annotated[CorpusPlace, Field(description="corpus of room impulse responses")] = Path("data/rir")
+    pair_dir: Annotated[CorpusPlace | None, Field(description="corpus of ready-made input/target pairs")] = (
+        None
+    )
     load_fg_only: Annotated[
         bool, Field(description="no background and no room: only the distortions are learned away")
     ] = False

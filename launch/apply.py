@@ -1,6 +1,7 @@
 """Run a trained model over audio files: python launch/apply.py --run runs/base --input in.wav --output out.wav
 
 Input and output may be folders, which are walked; rate, length, channels and sample format of each file are kept.
+A file of a folder that fails is named with its reason and the others are done; the exit code is then 2.
 Needs only the run's hparams.yaml and safetensors, and neither DeepSpeed nor the corpora.
 """
 
@@ -34,6 +35,7 @@ from launch.common import checkpoint_folder, choose_device, reports_user_errors
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
+EXIT_USER = 2
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{run.hp.task.name} model of {args.run}, {run.checkpoint.name}, {run.hp.wav_rate} Hz", flush=True)
-    seconds = wall_seconds = 0.0
-    for number, (source, target) in enumerate(jobs, start=1):
-        label = f"[{number}/{len(jobs)}] "
-        done = apply_to_file(run, source, target, args.chunk_seconds, label, args.knob)
-        clipped = f", {done.num_clipped} samples clipped" if done.num_clipped else ""
-        print(
-            f"{label}{target}: {done.seconds:.1f} s at {done.real_time_factor:.1f} x real time{clipped}",
-            flush=True,
-        )
-        seconds, wall_seconds = seconds + done.seconds, wall_seconds + done.wall_seconds
-    if len(jobs) > 1:
-        total = Done(seconds, wall_seconds, 0)
-        print(f"{len(jobs)} files, {seconds:.1f} s of audio at {total.real_time_factor:.1f} x real time")
-    return 0
+    knobs = knob_values(getattr(run.hp.task, "knobs", ()), args.knob)
+    num_failed = apply_to_all(run, jobs, args.chunk_seconds, knobs, goes_on=args.input.is_dir())
+    return EXIT_USER if num_failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", help="name of a checkpoint in the run, such as step-0000500; default: the best"
     )
-    parser.add_argument("--input", type=Path, required=True, help="audio file, or a folder that is walked")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="audio file, or a folder that is walked; a file that fails is named and passed over",
+    )
     parser.add_argument(
         "--output", type=Path, required=True, help="file or folder to write; replaced where it is"
     )
@@ -156,15 +152,51 @@ def knob_values(names: Sequence[str], given: Sequence[str]) -> Tensor:
     return torch.tensor([values[name] for name in names], dtype=torch.float32)
 
 
+def apply_to_all(
+    run: TrainedRun, jobs: list[tuple[Path, Path]], chunk_seconds: float, knobs: Tensor, *, goes_on: bool
+) -> int:
+    """Run the model over (input file, output file) pairs and tell what became of each; how many failed.
+
+    With `goes_on` a file that fails is told on stderr and passed over; else its UserError or OSError is raised.
+    """
+    seconds = wall_seconds = 0.0
+    num_failed = 0
+    for number, (source, target) in enumerate(jobs, start=1):
+        label = f"[{number}/{len(jobs)}] "
+        try:
+            done = apply_to_file(run, source, target, chunk_seconds, knobs, label)
+        except (UserError, OSError) as error:
+            if not goes_on:
+                raise
+            num_failed += 1
+            reason = f"{error}" if isinstance(error, UserError) else f"{source}: {error}"
+            print(f"{label}failed: {reason}", file=sys.stderr, flush=True)
+            continue
+        clipped = f", {done.num_clipped} samples clipped" if done.num_clipped else ""
+        print(
+            f"{label}{target}: {done.seconds:.1f} s at {done.real_time_factor:.1f} x real time{clipped}",
+            flush=True,
+        )
+        seconds, wall_seconds = seconds + done.seconds, wall_seconds + done.wall_seconds
+    if len(jobs) > 1:
+        factor = Done(seconds, wall_seconds, 0).real_time_factor
+        print(
+            f"{len(jobs) - num_failed} files, {seconds:.1f} s of audio at {factor:.1f} x real time",
+            flush=True,
+        )
+    if num_failed:
+        print(f"error: {num_failed} of {len(jobs)} files failed", file=sys.stderr)
+    return num_failed
+
+
 def apply_to_file(
-    run: TrainedRun,
-    source: Path,
-    target: Path,
-    chunk_seconds: float,
-    label: str = "",
-    knobs: Sequence[str] = (),
+    run: TrainedRun, source: Path, target: Path, chunk_seconds: float, knobs: Tensor, label: str = ""
 ) -> Done:
-    """Stream `source` through the model into `target`; the file appears whole or not at all."""
+    """Stream `source` through the model into `target`; the file appears whole or not at all.
+
+    Raises UserError that names the file where it cannot be read, or `target` cannot hold it; OSError where the system
+    refuses.
+    """
     started = time.perf_counter()
     try:
         info = sf.info(str(source))
@@ -186,6 +218,8 @@ def apply_to_file(
                     samples = np.clip(samples, -1, 1)
                 writer.write(samples)
         os.replace(part, target)
+    except sf.SoundFileError as error:
+        raise UserError(f"{source} cannot be written as {target}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
     return Done(info.frames / info.samplerate, time.perf_counter() - started, num_clipped)
@@ -197,7 +231,7 @@ def _processed(
     info: sf._SoundFileInfo,
     chunk_seconds: float,
     label: str,
-    knobs: Sequence[str],
+    knobs: Tensor,
 ) -> Iterator[Tensor]:
     """Blocks [C, T] of the output at the rate of the input, `info.frames` samples in all."""
     if info.frames == 0:
@@ -207,7 +241,7 @@ def _processed(
     gain = 1.0
     if isinstance(run.hp.task, PedalHParams):
         # What a device makes of a signal depends on its level, so that stays.
-        model = StatefulModel(run.module, knob_values(run.hp.task.knobs, knobs), device)
+        model = StatefulModel(run.module, knobs, device)
     else:
         gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
         model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
@@ -229,12 +263,15 @@ def _processed(
 
 
 def _blocks(source: Path, rate_hz: int) -> Iterator[Tensor]:
-    """Blocks [C, T] of a file, float32."""
-    with sf.SoundFile(str(source)) as reader:
-        for block in reader.blocks(round(BLOCK_SECONDS * rate_hz), dtype="float32", always_2d=True):
-            if not np.isfinite(block).all():
-                raise UserError(f"{source} holds NaN or infinite samples; repair the file first")
-            yield torch.from_numpy(np.ascontiguousarray(block.T))
+    """Blocks [C, T] of a file, float32. Raises UserError where it is damaged."""
+    try:
+        with sf.SoundFile(str(source)) as reader:
+            for block in reader.blocks(round(BLOCK_SECONDS * rate_hz), dtype="float32", always_2d=True):
+                if not np.isfinite(block).all():
+                    raise UserError(f"{source} holds NaN or infinite samples; repair the file first")
+                yield torch.from_numpy(np.ascontiguousarray(block.T))
+    except sf.SoundFileError as error:
+        raise UserError(f"{source} cannot be read to its end: {error}") from error
 
 
 def _rms(source: Path, rate_hz: int) -> float:

@@ -48,8 +48,8 @@ def open_data(hp: HParams, **place: Any) -> Any:
         found, needed = (stream.rate_hz, stream.knob_names), (hp.wav_rate, hp.task.knobs)
         if found != needed:
             raise UserError(
-                f"{hp.pair_dir} was recorded at {found[0]} Hz with the knobs {list(found[1])}, but wav_rate is {needed[0]} "
-                f"and task.knobs is {list(needed[1])}; use a corpus of the same device, or leave these two out of --set"
+                f"{hp.pair_dir} was recorded at {found[0]} Hz with the knobs {list(found[1])}, but wav_rate is "
+                f"{needed[0]} and task.knobs is {list(needed[1])}; use a corpus of the same device, or leave these two out of --set"
             )
         return stream
     from data_shards.stream import open_stream

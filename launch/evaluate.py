@@ -22,6 +22,7 @@ from enhancer.engine.evaluate import Interval, Row, summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
+from hparams.place import corpus_place
 from launch.common import checkpoint_folder, choose_device, open_data, reports_user_errors
 
 BATCH_SIZE = 4
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rows = evaluate(replace(run, hp=hp), stream)
     except DataError as error:
-        raise UserError(f"a corpus is damaged: {error}") from error
+        raise UserError(f"a corpus cannot be read: {error}") from error
     summary = summarise(rows)
     _print_table(rows, summary)
     if args.json:
@@ -85,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the best there is")
     for name in CORPUS_FIELDS:
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=Path, help=f"judge on this corpus instead of the run's {name}")
+        parser.add_argument(
+            flag,
+            type=corpus_place,
+            help=f"judge on this corpus (a folder or URL) instead of the run's {name}",
+        )
     return parser
 
 

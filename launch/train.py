@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enhancer.engine.launcher import is_first_rank
 from hparams.errors import UserError
@@ -101,8 +101,10 @@ def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
     from hparams.load import load
 
     hp = load(preset, overrides)
-    if hp.task.name != "pedal" or hp.pair_dir is None or not hp.pair_dir.is_dir():
-        return hp  # A folder that is not there is told of when the data are opened.
+    if hp.task.name != "pedal" or hp.pair_dir is None:
+        return hp
+    if isinstance(hp.pair_dir, Path) and not hp.pair_dir.is_dir():
+        return hp  # What is not there is told of when the data are opened.
     from data_shards.corpus import Corpus
 
     corpus = Corpus.open(hp.pair_dir, "pedal")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 ParamGroups = Mapping[str, Sequence[Mapping[str, Any]]]
 """Optimiser parameter groups of every module by name, as `Task.param_groups` gives them."""
 WEIGHTS = "{name}.safetensors"
-"""File of a checkpoint with the whole weights of module `name`, as `module.state_dict()` names them."""
+"""File of a checkpoint with the whole weights of module `name`, as `module.state_dict()` names them; where
+training rounds them to bf16, the float32 ones that it rounds."""
 STATE = "{name}.rank{rank}.pt"
 """File of a checkpoint with the optimiser of module `name` as rank `rank` holds it: tensors and plain values."""
 

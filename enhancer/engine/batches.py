@@ -59,10 +59,13 @@ class Batches:
     def _wait(self, started: float) -> Batch | None:
         if not hasattr(self._source, "next_batch"):
             return next(self._source)
+        progress_seen = None
         while True:
             batch = self._source.next_batch(TURN_SECONDS)
             if batch is not None or self._stop.is_requested:
                 return batch
+            if hasattr(self._source, "progress") and (progress := self._source.progress()) != progress_seen:
+                progress_seen, started = progress, time.perf_counter()
             if time.perf_counter() - started > self._timeout_seconds:
                 raise ValueError(
                     f"no batch came within data_timeout_seconds={self._timeout_seconds:g}. Look at the storage "

@@ -19,6 +19,7 @@ from enhancer.engine import distributed
 from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.deepspeed_machine import can_use_fused_adam
+from enhancer.engine.deepspeed_masters import Masters
 from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights
 from hparams.errors import UserError
 from hparams.schema import HParams
@@ -51,6 +52,7 @@ class DeepSpeedBackend:
         for name, module in modules.items():
             _make_contiguous(module)
             buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
+            weights = _unrounded_weights(module) if hp.precision == "bf16" else {}
             self._engines[name], *_ = deepspeed.initialize(
                 model=module,
                 model_parameters=[dict(group) for group in groups[name]],
@@ -59,6 +61,7 @@ class DeepSpeedBackend:
             )
             if hp.precision == "bf16":
                 _keep_buffers(module, buffers)
+                self._masters(name).set(weights)
                 module.forward = partial(_forward_in_bf16, module.forward, device.type)
         self.modules: dict[str, nn.Module] = dict(self._engines)
         self.raw_modules = dict(modules)
@@ -95,10 +98,11 @@ class DeepSpeedBackend:
 
     def save(self, folder: Path) -> None:
         """See Backend. Below ZeRO 1 all ranks hold the same state, so rank 0 writes it."""
+        # Gathered before anything is written: a rank that cannot write leaves, and the others must not wait for it.
+        weights = {name: self._whole_weights(name) for name in self._engines}
         for name, engine in self._engines.items():
-            weights = self._whole_weights(name)
             if distributed.is_main():
-                write_weights(folder / WEIGHTS.format(name=name), weights)
+                write_weights(folder / WEIGHTS.format(name=name), weights[name])
             if distributed.is_main() or self._hp.zero_stage:
                 state = {
                     "optimizer": _plain(engine.optimizer.state_dict()),
@@ -151,22 +155,28 @@ class DeepSpeedBackend:
             config["gradient_clipping"] = 0.0
         return config
 
+    def _masters(self, name: str) -> Masters:
+        return Masters(self._engines[name].optimizer, self._hp.zero_stage)
+
     def _whole_weights(self, name: str) -> dict[str, Tensor]:
-        """Weights and buffers of `name` on rank 0, gathered one by one where they are split."""
-        module = self.raw_modules[name]
+        """Weights and buffers of `name` on rank 0, gathered one by one where they are split; of bf16 the masters."""
+        masters = self._masters(name) if self._hp.precision == "bf16" else None
+        weights = {}
+        for key, value in self.raw_modules[name].state_dict(keep_vars=True).items():
+            if isinstance(value, nn.Parameter):
+                master = masters.read(value) if masters else None
+                value = self._gathered(value) if master is None else _on_cpu(master)
+            weights[key] = value
+        return weights if distributed.is_main() else {}
+
+    def _gathered(self, weight: nn.Parameter) -> Tensor:
+        """The whole of `weight`, on rank 0 at least."""
         if not self.is_sharded:
-            return module.state_dict()
+            return weight
         import deepspeed
 
-        weights = {}
-        for key, value in module.state_dict(keep_vars=True).items():
-            if not isinstance(value, nn.Parameter):
-                weights[key] = value
-                continue
-            with deepspeed.zero.GatheredParameters([value]):
-                if distributed.is_main():
-                    weights[key] = value.detach().to("cpu", copy=True)
-        return weights
+        with deepspeed.zero.GatheredParameters([weight]):
+            return _on_cpu(weight)
 
     def _load_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         module = self.raw_modules[name]
@@ -209,6 +219,16 @@ def _keep_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     """Put back the float32 buffers that DeepSpeed rounded with the weights: windows and filters are no weights."""
     for key, buffer in module.named_buffers():
         buffer.data = buffers[key].to(buffer.device)
+
+
+def _unrounded_weights(module: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """The weights before DeepSpeed rounds them to bf16."""
+    return {weight: weight.detach().float().clone() for weight in module.parameters()}
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU on rank 0, which writes it; an empty tensor on the others."""
+    return tensor.detach().to("cpu", copy=True) if distributed.is_main() else torch.empty(0)
 
 
 _DROPPED = object()

@@ -8,11 +8,19 @@ from dataclasses import replace
 from torch import Tensor
 
 from enhancer.engine import distributed, rng
-from enhancer.engine.batches import Batches, raise_failures
+from enhancer.engine.batches import Batches, DataFailure, raise_failures
 from enhancer.engine.clock import Clock, crossed
 from enhancer.engine.guard import Flags, StepAborted
 from enhancer.engine.job import Job, Outcome
-from enhancer.engine.milestones import diverged, end, evaluate_if_due, log_step, preempted, save
+from enhancer.engine.milestones import (
+    diverged,
+    end,
+    evaluate_if_due,
+    log_step,
+    preempted,
+    save,
+    save_before_failing,
+)
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
 from enhancer.engine.update import StepModules, Update
@@ -21,8 +29,8 @@ from enhancer.engine.update import StepModules, Update
 def fit(job: Job, state: State) -> Outcome:
     """Train `job` on from `state` to `max_steps`. Called by every rank, with the same outcome.
 
-    Raises DataFailure when the data of any rank fail and SaveError when a checkpoint cannot be written, on all
-    ranks alike. Weights are finite whenever it returns or raises one of these.
+    Raises DataFailure when the data of any rank fail, after saving the steps before, and SaveError when a checkpoint
+    cannot be written, on all ranks alike. Weights are finite whenever it returns or raises one of these.
     """
     hp = job.hp
     saved_step = state.step
@@ -30,30 +38,36 @@ def fit(job: Job, state: State) -> Outcome:
     update = Update(job.backend, job.task.main_module, job.stop)
     job.run.status("running", state.step)
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
-    with closing(Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)) as batches:
-        while state.step < hp.max_steps and not is_stopping:
-            before, rate = state.step, job.backend.learning_rate(job.task.main_module)
-            clock.start()
-            batch = batches.next()
-            metrics = _step(job, update, batches, batch)
-            if metrics is None:
-                is_stopping = True
-                break
-            state = _advance(state, update, job.global_batch)
-            job.run.step = state.step
-            clock.stop(batches.wait_seconds)
-            for text in update.skipped:
-                job.monitor.event(state.step, "skipped", f"step after {state.step} skipped: {text}")
-            if state.bad_in_a_row >= hp.max_bad_steps:
-                return diverged(job, state, batch)
-            if state.step > before and (before == 0 or crossed(before, state.step, hp.log_every)):
-                log_step(job, state, update, metrics, {"learning_rate": rate, **clock.read()})
-            job.monitor.progress(state.step)
-            is_stopping = update.is_stopping
-            if not is_stopping:
-                state, is_stopping = evaluate_if_due(job, state)
-            if crossed(saved_step, state.step, hp.save_every):
-                saved_step = save(job, state)
+    batches = Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)
+    try:
+        with closing(batches):
+            while state.step < hp.max_steps and not is_stopping:
+                before, rate = state.step, job.backend.learning_rate(job.task.main_module)
+                clock.start()
+                batch = batches.next()
+                metrics = _step(job, update, batches, batch)
+                if metrics is None:
+                    is_stopping = True
+                    break
+                state = _advance(state, update, job.global_batch)
+                job.run.step = state.step
+                clock.stop(batches.wait_seconds)
+                for text in update.skipped:
+                    job.monitor.event(state.step, "skipped", f"step after {state.step} skipped: {text}")
+                if state.bad_in_a_row >= hp.max_bad_steps:
+                    return diverged(job, state, batch)
+                if state.step > before and (before == 0 or crossed(before, state.step, hp.log_every)):
+                    log_step(job, state, update, metrics, {"learning_rate": rate, **clock.read()})
+                job.monitor.progress(state.step)
+                is_stopping = update.is_stopping
+                if not is_stopping:
+                    state, is_stopping = evaluate_if_due(job, state)
+                if crossed(saved_step, state.step, hp.save_every):
+                    saved_step = save(job, state)
+    except DataFailure as failure:
+        if state.step > saved_step:
+            save_before_failing(job, state, failure)
+        raise
     if state.step > saved_step:
         save(job, state)
     return end(job, preempted(job, state) if is_stopping else Outcome("finished", state))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from enhancer.engine import distributed
+from enhancer.engine.batches import DataFailure
 from enhancer.engine.clock import crossed
 from enhancer.engine.evaluate import evaluate
 from enhancer.engine.guard import save_replay
@@ -15,6 +16,7 @@ from enhancer.engine.job import Job, Outcome
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
 from enhancer.engine.update import Update
+from hparams.errors import UserError
 
 
 def log_step(
@@ -64,6 +66,17 @@ def save(job: Job, state: State) -> int:
     folder = job.checkpoints.save(state, job.backend)
     job.monitor.event(state.step, "saved", f"checkpoint {folder.name} saved")
     return state.step
+
+
+def save_before_failing(job: Job, state: State, failure: DataFailure) -> None:
+    """Save the steps taken before the data failed. Called by all ranks, which have agreed on the `failure`.
+
+    Raises DataFailure with both texts where saving fails too: the data are what ended the run.
+    """
+    try:
+        save(job, state)
+    except (UserError, OSError) as error:
+        raise DataFailure(f"{failure}\nWhile saving the steps before that: {error}") from failure
 
 
 def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:

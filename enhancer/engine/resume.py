@@ -13,7 +13,6 @@ from enhancer.engine.checkpoint import BEST, LATEST, Checkpoint
 from enhancer.engine.manifest import DamagedCheckpoint, verify
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
-from hparams.schema import HParams
 
 
 def batch_per_rank(record: Mapping[str, Any], world_size: int) -> int:
@@ -33,21 +32,16 @@ def batch_per_rank(record: Mapping[str, Any], world_size: int) -> int:
 
 def check_resume(
     checkpoint: Checkpoint,
-    hp: HParams,
     describe: Mapping[str, Any],
     fingerprint: str,
     allow_data_change: bool = False,
 ) -> None:
     """Refuse, before anything is lost, to go on where the outcome would not be the same run.
 
-    `describe` is what `Backend.describe` gives now, `fingerprint` that of the data stream. Raises UserError.
+    Hyper-parameters that do not fit, `Run.open` has refused before. `describe` is what `Backend.describe` gives now,
+    `fingerprint` that of the data stream. Raises UserError.
     """
-    name, step, record = checkpoint.folder.name, checkpoint.state.step, checkpoint.record
-    if hp.max_steps < step:
-        raise UserError(
-            f"max_steps is {hp.max_steps}, but the run has {step} steps behind it ({name}); "
-            f"set max_steps to {step} or more, or start afresh with another --run-dir"
-        )
+    name, record = checkpoint.folder.name, checkpoint.record
     if record["backend"] != describe["backend"]:
         raise UserError(
             f"{name} was saved by the {record['backend']} backend, this is {describe['backend']}; "

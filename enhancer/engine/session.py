@@ -201,7 +201,7 @@ class _Session:
         if checkpoint is None:
             return State()
         allow_data_change = self.options.allow_data_change
-        check_resume(checkpoint, self.hp, backend.describe(), fingerprint, allow_data_change)
+        check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
         return checkpoints.restore(checkpoint, backend)
 
 

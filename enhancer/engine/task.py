@@ -76,7 +76,8 @@ class Stream(Protocol):
     """A rank's share of the data. Everything in it is a pure function of the seed and the draw number.
 
     Its iterators may have `next_batch(timeout_seconds) -> Batch | None`, which gives up waiting so that a stop
-    request is heard, and `close()`.
+    request is heard, `progress()`, any value whose change shows that a late batch is still on its way (data being
+    fetched), so that the wait is counted from there, and `close()`.
     """
 
     fingerprint: str

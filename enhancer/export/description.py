@@ -87,11 +87,14 @@ class Exported:
 
 
 def require_device(module: nn.Module) -> Device:
-    """`module` where it is a model of a device; raises UserError otherwise."""
+    """`module` where it is a model of a device with finite weights; raises UserError otherwise."""
     if not isinstance(module, (RecurrentDevice, WaveNetDevice)):
         raise UserError(
             f"the run holds a {type(module).__name__}; only models of devices, of the task pedal, can be exported"
         )
+    broken = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"the model holds NaN or infinite weights ({broken[0]}); export another checkpoint")
     return module
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,7 +127,4 @@ def _wavenet_weights(device: WaveNetDevice) -> list[Tensor]:
 
 
 def _flat(weights: list[Tensor]) -> list[float]:
-    flat = torch.cat([weight.detach().float().cpu().reshape(-1) for weight in weights]).numpy()
-    if not np.isfinite(flat).all():
-        raise UserError("the model holds NaN or infinite weights; export another checkpoint")
-    return flat.tolist()
+    return torch.cat([weight.detach().float().cpu().reshape(-1) for weight in weights]).tolist()

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from enhancer.signal.precision import widest_float
 from enhancer.signal.types import WaveBatch
 
 SILENT_POWER = 1e-10
@@ -25,12 +26,13 @@ def negative_si_sdr(estimate: WaveBatch, target: WaveBatch) -> Float[Tensor, ""]
     with a silent target is 0.
     """
     estimate, target = estimate.float(), target.float()
-    energy = target.square().sum(-1)
-    dot = (estimate * target).sum(-1)
+    exact = widest_float(target.device)
+    energy = target.square().sum(-1, dtype=exact)
+    dot = (estimate * target).sum(-1, dtype=exact)
     # |e|^2 = |s|^2 + |n|^2 with s the projection on the target, so the ratio needs no third waveform.
     explained = dot.square() / energy.clamp_min(torch.finfo(torch.float32).tiny)
-    distortion = (estimate.square().sum(-1) - explained).clamp_min(0)
+    distortion = (estimate.square().sum(-1, dtype=exact) - explained).clamp_min(0)
     floor = SILENT_POWER * 1e-3 * target.shape[-1]
     ratio = (explained + floor) / (distortion + floor) + 10 ** (FLOOR_DB / 10)
     is_heard = energy > SILENT_POWER * target.shape[-1]
-    return -torch.where(is_heard, (10 * torch.log10(ratio)).clamp(max=LIMIT_DB), 0.0).mean()
+    return -torch.where(is_heard, (10 * torch.log10(ratio)).clamp(max=LIMIT_DB), 0.0).mean().float()

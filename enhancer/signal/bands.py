@@ -14,9 +14,9 @@ BANDS_PER_ERB = 4
 class Bands:
     """Bins of an STFT below `split_hz`, and above it overlapping triangular bands a quarter ERB apart.
 
-    An ERB is the width of an auditory filter, 24.7 (0.00437 f + 1) Hz: B. Glasberg and B. Moore, "Derivation of auditory
-    filter shapes from notched-noise data" (1990). The top of a 44.1 kHz spectrum holds four fifths of its bins and
-    hardly any of its energy; a network on bands does a quarter of the work there.
+    An ERB is the width of an auditory filter, 24.7 (0.00437 f + 1) Hz: B. Glasberg and B. Moore, "Derivation of
+    auditory filter shapes from notched-noise data" (1990). The top of a 44.1 kHz spectrum holds four fifths of its bins
+    and hardly any of its energy; a network on bands does a quarter of the work.
 
     `spread` interpolates between the centres of bands (its weights add up to 1 at each bin, so a constant stays one),
     `gather` averages with the same weights. A plain class: constants in a module's buffers would be rounded by a cast
@@ -64,7 +64,7 @@ class Bands:
 
 def _centres(num_bins: int, bin_hz: float, split_hz: float) -> list[float]:
     """Centres of bins and bands, in bins; the last one is the last bin."""
-    last = num_bins - 1
+    last = float(num_bins - 1)
     centres = [float(place) for place in range(num_bins) if place * bin_hz <= split_hz]
     while centres[-1] < last:
         hz = _hz_of_erb(_erb_of_hz(centres[-1] * bin_hz) + 1 / BANDS_PER_ERB)

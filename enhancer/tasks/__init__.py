@@ -3,4 +3,4 @@
 from enhancer.tasks.denoise import DenoiseTask
 from enhancer.tasks.pedal import PedalTask
 
-TASKS = {"denoise": DenoiseTask, "pedal": PedalTask}
+TASKS: dict[str, type[DenoiseTask] | type[PedalTask]] = {"denoise": DenoiseTask, "pedal": PedalTask}

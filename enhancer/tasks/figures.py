@@ -21,7 +21,7 @@ def overlay_figure(waves: Mapping[str, Tensor], rate_hz: int, start_seconds: flo
     axis = figure.subplots()
     for number, (name, wave) in enumerate(waves.items()):
         seconds = start_seconds + torch.arange(wave.shape[-1]) / rate_hz
-        style = {"linewidth": 3.5, "alpha": 0.45} if number == 0 else {"linewidth": 1.0}
+        style: dict[str, Any] = {"linewidth": 3.5, "alpha": 0.45} if number == 0 else {"linewidth": 1.0}
         axis.plot(seconds.numpy(), wave.detach().float().cpu().numpy(), label=name, **style)
     axis.set_xlabel("time (s)")
     axis.set_ylabel("amplitude")

@@ -22,7 +22,9 @@ OVERLAY_SAMPLES = 1000
 
 
 class PedalTask:
-    """Trains, evaluates and shows a causal model of a device. Batches have `dry` and `wet`, float32 [B, T], and `knobs`.
+    """Trains, evaluates and shows a causal model of a device.
+
+    Batches have `dry` and `wet`, float32 [B, T], and `knobs`, float32 [B, K].
 
     A training segment begins with `warmup_samples` that only fill the model's memory. Gradients then go back through
     `update_samples` at most, one optimiser step for each such chunk (truncated backpropagation through time; A. Wright,
@@ -128,7 +130,7 @@ class PedalTask:
         return [{name: column[row] for name, column in values.items()} for row in range(len(estimate))]
 
     def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
-        """Dry, estimate and target of the first row as sounds, their spectrograms, and waveforms where they differ most."""
+        """Dry, estimate and target of the first row as sounds and spectrograms, and the waveforms at their worst."""
         first = {name: column[:1] for name, column in batch.items()}
         estimate, target = self._estimate(modules, first)
         count = min(round(SHOWN_SECONDS * self.hp.wav_rate), target.shape[-1])

@@ -54,7 +54,7 @@ def test_loud_layers_do_not_wrap_around_and_silent_ones_change_nothing() -> None
 
 
 def test_an_equaliser_has_its_drawn_gains_at_the_anchors_and_lines_between() -> None:
-    """Equal tones at the anchors and half-way between two (in pitch); only their ratios can be told, as the RMS stays."""
+    """Equal tones at the anchors and half-way between two (in pitch); the RMS stays, so only ratios can be told."""
     anchors = np.geomspace(*ANCHOR_RANGE_HZ, NUM_ANCHORS).round()
     between = np.sqrt(anchors[2] * anchors[3]).round()
     places = np.append(anchors, between).astype(int)
@@ -62,7 +62,9 @@ def test_an_equaliser_has_its_drawn_gains_at_the_anchors_and_lines_between() -> 
     gains_db = np.array([6.0, -9.0, 0.0, 12.0, -3.0, 4.0])
     after = equalised(wave, gains_db, RATE_HZ)
     assert after.dtype == np.int16 and after.shape == wave.shape
-    change_db = 20 * np.log10(np.abs(np.fft.rfft(after.astype(float)))[places] / np.abs(np.fft.rfft(wave))[places])
+    change_db = 20 * np.log10(
+        np.abs(np.fft.rfft(after.astype(float)))[places] / np.abs(np.fft.rfft(wave))[places]
+    )
     np.testing.assert_allclose(change_db - change_db[2], [*gains_db, 6.0], atol=0.1)
     level = [np.sqrt(np.mean(w.astype(float) ** 2)) for w in (wave, after)]
     assert level[1] == pytest.approx(level[0], rel=1e-3)
@@ -81,7 +83,9 @@ def test_an_equaliser_delays_nothing_and_leaves_silence() -> None:
 def test_variety_changes_the_waves_and_no_other_number(tmp_path) -> None:
     hp = mix_corpora.build_all(tmp_path)
     plain = open_stream(hp, num_workers=0).recipe
-    varied_hp = mix_corpora.with_task(hp, speed_range=(0.8, 1.25), second_bg_prob=1.0, fg_eq_db=6.0, bg_eq_db=12.0)
+    varied_hp = mix_corpora.with_task(
+        hp, speed_range=(0.8, 1.25), second_bg_prob=1.0, fg_eq_db=6.0, bg_eq_db=12.0
+    )
     varied: MixRecipe = open_stream(varied_hp, num_workers=0).recipe
     for draw in range(20):
         one, other = plain.example(draw), varied.example(draw)

@@ -137,10 +137,11 @@ def test_a_stopped_worker_runs_into_the_timeout(hp):
     batches.close()
 
 
-def test_workers_import_neither_torch_nor_pydantic():
+def test_workers_import_neither_torch_nor_pydantic_nor_fsspec():
     """Their start is a part of the wait for the first step."""
     code = (
-        "import sys, data_shards.loader_worker as _; print({'torch', 'pydantic', 'scipy'} & set(sys.modules))"
+        "import sys, data_shards.loader_worker as _; "
+        "print({'torch', 'pydantic', 'scipy', 'fsspec'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -36,9 +36,11 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
         ("accelerate", 2, ()),
         ("deepspeed", 1, ()),
         ("deepspeed", 2, ()),
+        ("deepspeed", 1, ("precision=bf16",)),
         ("deepspeed", 2, ("zero_stage=1", "precision=bf16")),
         ("deepspeed", 2, ("zero_stage=2",)),
         ("deepspeed", 2, ("zero_stage=3",)),
+        ("deepspeed", 2, ("zero_stage=3", "precision=bf16")),
     ],
 )
 def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backend, num_ranks, values):
@@ -120,7 +122,24 @@ def test_damage_found_by_one_rank_stops_both_with_its_text_said_once(tmp_path, b
     assert ended[0].text.count(text) == 1
     assert "Traceback" not in ended[0].text + ended[1].text
     assert "shard-000003.tar" not in ended[1].text
-    assert (status(run)["state"], status(run)["reason"]) == ("failed", text)
+    assert (status(run)["state"], status(run)["step"], status(run)["reason"]) == ("failed", 3, text)
+    assert [record["step"] for record in records(run, "event") if record["name"] == "saved"] == [3]
+    for mended in run_ranks(backend, 2, run, *HALF, "--set", "zero_stage=0"):
+        assert mended.code == 0, mended.text
+    assert column(run, "draws") == [8.0 * step for step in range(1, 11)]
+
+
+def test_damage_found_by_one_rank_is_told_also_when_no_rank_can_save(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").touch()
+    ended = run_ranks("accelerate", 2, run, *HALF, "--fault", "damage:3:1")
+    assert [each.code for each in ended] == [2, 2], ended
+    for told in (ended[0].text, status(run)["reason"]):
+        assert told.count("rank 1: ValueError: shard-000003.tar is damaged at offset 512") == 1
+        assert told.count("step-0000003 could not be written") == 1
+    assert "Traceback" not in ended[0].text + ended[1].text
+    assert status(run)["state"] == "failed"
 
 
 def test_damage_in_the_first_batch_of_one_rank_stops_both(tmp_path):

@@ -51,7 +51,9 @@ def environment(**values: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PATH": path, **values}
 
 
-def start_ranks(backend: str, num_ranks: int, run: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    backend: str, num_ranks: int, run: Path, *arguments: str, program: Path = TOY
+) -> list[subprocess.Popen[str]]:
     """`num_ranks` bare ranks of one toy session, started as the launcher of `backend` starts them."""
     port = str(free_port())
     processes = []
@@ -64,7 +66,7 @@ def start_ranks(backend: str, num_ranks: int, run: Path, *arguments: str) -> lis
                 values |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(num_ranks)}
             else:
                 values |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(num_ranks)}
-        command = [sys.executable, str(TOY), str(run), *arguments]
+        command = [sys.executable, str(program), str(run), *arguments]
         if num_ranks == 1:
             command += ["--backend", backend]
         processes.append(
@@ -80,9 +82,9 @@ def start_ranks(backend: str, num_ranks: int, run: Path, *arguments: str) -> lis
     return processes
 
 
-def run_ranks(backend: str, num_ranks: int, run: Path, *arguments: str) -> list[Ended]:
+def run_ranks(backend: str, num_ranks: int, run: Path, *arguments: str, program: Path = TOY) -> list[Ended]:
     """`start_ranks` to the end."""
-    return [wait(process) for process in start_ranks(backend, num_ranks, run, *arguments)]
+    return [wait(process) for process in start_ranks(backend, num_ranks, run, *arguments, program=program)]
 
 
 def start_launcher(command: list[str], run: Path, *arguments: str) -> subprocess.Popen[str]:

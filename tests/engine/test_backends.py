@@ -15,6 +15,7 @@ from ranks import column, records, run_ranks
 from test_guard import make_backend, snapshot
 from toy import ToyStream, ToyTask
 
+from enhancer.engine.deepspeed_masters import Masters
 from enhancer.engine.stop import Stop
 from enhancer.engine.update import StepModules, Update
 
@@ -65,6 +66,76 @@ def test_weights_that_lie_channels_last_train_alike_on_both_backends(tmp_path, z
         ended = run_ranks(backend, 1, run, "--no-noise", "--channels-last", "--set", f"zero_stage={stage}")[0]
         assert ended.code == 0, ended.text
     np.testing.assert_allclose(column(found, "loss"), column(expected, "loss"), atol=1e-6, rtol=0)
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_saved_weights_of_bf16_are_the_unrounded_masters(tmp_path, zero_stage, num_ranks):
+    program = Path(__file__).with_name("bf16_weights.py")
+    arguments = ("--set", f"zero_stage={zero_stage}")
+    for ended in run_ranks("deepspeed", num_ranks, tmp_path, *arguments, program=program):
+        assert ended.code == 0, ended.text
+    for name in ("generator", "judge"):
+        given, fresh, trained, live = (
+            load_file(tmp_path / kind / f"{name}.safetensors")
+            for kind in ("given", "fresh", "trained", "live")
+        )
+        assert given.keys() == fresh.keys() == trained.keys() == live.keys()
+        for key, value in trained.items():
+            assert (value.dtype, live[key].dtype) == (torch.float32, torch.bfloat16)
+            assert torch.equal(fresh[key], given[key]), f"{name}.{key}"
+            assert torch.equal(value.bfloat16(), live[key]), f"{name}.{key}"
+            assert not torch.equal(value, given[key]), f"{name}.{key}"
+        rounded = [torch.equal(value, live[key].float()) for key, value in trained.items()]
+        assert not any(rounded), rounded
+
+
+def test_masters_that_the_fused_adam_holds_as_one_are_found_by_weight(random):
+    """DeepSpeed's wrapper of its fused Adam, which needs a GPU, around torch's AdamW."""
+    from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+    from deepspeed.runtime.fp16.loss_scaler import LossScaleConfig, LossScaleProfile
+
+    shapes = [(3, 5), (7,), (2, 2, 2)]
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=random).bfloat16()) for shape in shapes]
+    scale = LossScaleConfig(
+        low_precision_dtype=torch.bfloat16,
+        dynamic_loss_scale=False,
+        static_loss_scale=1.0,
+        dynamic_loss_args=None,
+        profile=LossScaleProfile.FUSED,
+    )
+    adam = torch.optim.AdamW([{"params": weights[:2]}, {"params": weights[2:]}], lr=1e-3, weight_decay=0)
+    optimizer = FP16_Optimizer(adam, loss_scale_config=scale, low_precision_dtype=torch.bfloat16)
+    masters = Masters(optimizer, zero_stage=0)
+    assert all(torch.equal(masters.read(weight), weight.float()) for weight in weights)
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape, generator=random).bfloat16()
+    optimizer.step()
+    for weight in weights:
+        master = masters.read(weight)
+        assert master.shape == weight.shape
+        assert torch.equal(master.bfloat16(), weight)
+        assert not torch.equal(master, weight.float())
+    assert masters.read(torch.nn.Parameter(torch.zeros(2), requires_grad=False)) is None
+
+
+@pytest.mark.multi
+def test_a_run_starts_from_the_weights_of_a_bf16_run_unrounded(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    # So low a rate that Adam, whose steps are about as long as the rate, moves no weight visibly.
+    still = ("max_steps=2", "warmup_steps=1", "min_lr=1e-12", "max_lr=1e-12", "eval_every=100")
+    values = [word for value in still for word in ("--set", value)]
+    for run, arguments in (
+        (first, ("--set", "eval_every=100")),
+        (second, (*values, "--init-from", str(first))),
+    ):
+        ended = run_ranks("deepspeed", 1, run, "--set", "precision=bf16", *arguments)[0]
+        assert ended.code == 0, ended.text
+    given = load_file(first / "checkpoints" / "step-0000010" / "generator.safetensors")
+    found = load_file(second / "checkpoints" / "step-0000002" / "generator.safetensors")
+    for key, value in given.items():
+        torch.testing.assert_close(found[key], value, atol=1e-10, rtol=1e-7)
 
 
 def test_the_optimiser_is_adamw_without_decay_by_the_book(random):

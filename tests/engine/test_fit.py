@@ -110,6 +110,52 @@ def test_damage_ends_it_with_2_and_one_text(session, tmp_path, capfd):
     assert (ended["state"], ended["exit_code"], ended["step"]) == ("failed", 2, 3)
 
 
+def test_steps_before_damaged_data_are_saved_and_mended_data_go_on(session, tmp_path):
+    values = ("save_every=100", "eval_every=100")
+    assert session(*values, fault="damage:3:0") == 2
+    run = tmp_path / "run"
+    assert events(run, "saved") == [3]
+    assert status(run)["reason"] == "ValueError: shard-000003.tar is damaged at offset 512"
+    assert session(*values) == 0
+    assert session(*values, folder="whole") == 0
+    for kind in ("step", "evaluation"):
+        assert records(run, kind) == records(tmp_path / "whole", kind)
+    whole, parts = weights(tmp_path / "whole", 10), weights(run, 10)
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+@pytest.mark.parametrize(("step", "saved"), [(0, []), (4, [2, 4]), (5, [2, 4, 5])])
+def test_damaged_data_cost_a_checkpoint_only_after_steps_since_the_last(session, tmp_path, step, saved):
+    assert session("save_every=2", "eval_every=100", fault=f"damage:{step}:0") == 2
+    assert events(tmp_path / "run", "saved") == saved
+    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["step"]) == ("failed", step)
+
+
+def test_steps_before_damaged_validation_data_are_saved_and_the_evaluation_is_done_later(session, tmp_path):
+    class Damaged(ToyStream):
+        def validation(self):
+            raise ValueError("shard-000001.tar is damaged at offset 0")
+            yield {}
+
+    assert session("save_every=100", opened=Damaged()) == 2
+    run = tmp_path / "run"
+    assert (events(run, "saved"), status(run)["step"]) == ([5], 5)
+    assert session("save_every=100") == 0
+    assert [record["step"] for record in records(run, "evaluation")] == [5, 10]
+
+
+def test_damaged_data_are_told_also_when_the_steps_before_cannot_be_saved(session, tmp_path, capfd):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    assert session(fault="damage:3:0") == 2
+    damage = "ValueError: shard-000003.tar is damaged at offset 512"
+    ended = status(tmp_path / "run")
+    assert (ended["state"], ended["exit_code"], ended["step"]) == ("failed", 2, 3)
+    for told in (capfd.readouterr().err, ended["reason"]):
+        assert damage in told
+        assert "step-0000003 could not be written" in told
+
+
 def test_a_bug_in_a_task_is_no_user_error_but_is_in_the_status(session, tmp_path):
     class Broken(ToyTask):
         def step(self, modules, batch, update):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -93,6 +94,22 @@ def test_data_that_never_come_are_a_failure_that_names_the_setting():
     batches = Batches(Stalled(), timeout_seconds=0.05, stop=Stop())
     assert batches.next() is None
     assert "data_timeout_seconds=0.05" in batches.failure
+
+
+def test_data_on_their_way_are_waited_for():
+    class Fetching:
+        turns = 0
+
+        def next_batch(self, timeout_seconds: float) -> dict[str, Any] | None:
+            time.sleep(0.03)
+            self.turns += 1
+            return {"draw": self.turns} if self.turns == 10 else None
+
+        def progress(self) -> int:
+            return self.turns
+
+    batches = Batches(Fetching(), timeout_seconds=0.1, stop=Stop())
+    assert (batches.next(), batches.failure) == ({"draw": 10}, "")
 
 
 def test_a_stop_file_ends_a_run_with_a_checkpoint_and_the_next_start_goes_on(tmp_path):

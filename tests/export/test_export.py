@@ -241,9 +241,10 @@ def test_what_a_format_cannot_say_is_refused(module, device, text):
         module.export(device, description)
 
 
-def test_a_broken_model_is_refused():
+@pytest.mark.parametrize("module", [nam, rtneural, proteus])
+def test_a_broken_model_is_refused(module):
     device = recurrent()
     with torch.no_grad():
         device.head.bias.fill_(float("nan"))
-    with pytest.raises(UserError, match="NaN or infinite weights"):
-        nam.export(device, PLAIN)
+    with pytest.raises(UserError, match=r"NaN or infinite weights \(head.bias\)"):
+        module.export(device, PLAIN)

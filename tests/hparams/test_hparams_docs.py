@@ -43,8 +43,9 @@ def test_presets_name_the_schema_and_fit_it(name):
     jsonschema.validate(values, SCHEMA)
 
 
-def test_resolved_values_fit_the_schema():
-    jsonschema.validate(yaml.safe_load(dump(HParams())), SCHEMA)
+@pytest.mark.parametrize("hp", [HParams(), HParams(fg_dir="s3://bucket/fg", pair_dir="https://host/pairs")])
+def test_resolved_values_fit_the_schema(hp):
+    jsonschema.validate(yaml.safe_load(dump(hp)), SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ def test_every_preset_loads(name):
         ("pair_dir=null", "pair_dir", None),
         ("fg_dir='12'", "fg_dir", Path("12")),
         ("fg_dir=a=b", "fg_dir", Path("a=b")),
+        ("fg_dir=s3://bucket/fg", "fg_dir", "s3://bucket/fg"),
+        ("rir_dir=http://host:80/rir/?x=1#y", "rir_dir", "http://host:80/rir/?x=1#y"),
+        ("pair_dir=hf://datasets/me/pairs@main", "pair_dir", "hf://datasets/me/pairs@main"),
+        ("bg_dir=C://bg", "bg_dir", Path("C:/bg")),
+        ("bg_dir=s3:/bucket", "bg_dir", Path("s3:/bucket")),
     ],
 )
 def test_set_reads_values_as_a_person_means_them(override, key, value):
@@ -211,6 +216,7 @@ def test_difference_names_the_key_and_both_values():
 
 usable_text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 paths = usable_text.map(Path)
+urls = usable_text.map(lambda text: f"s3://{text}")
 shares = st.floats(0, 1)
 bounds = st.tuples(st.floats(-120, 120), st.floats(-120, 120)).map(lambda pair: tuple(sorted(pair)))
 
@@ -224,7 +230,7 @@ def hparams(draw) -> HParams:
     low, high = sorted(draw(st.tuples(*[st.floats(0, 1, exclude_min=True, exclude_max=True)] * 2)))
     min_lr, max_lr = sorted(draw(st.tuples(*[st.floats(1e-300, 1e300)] * 2)))
     return dataclasses.replace(
-        HParams(), task=task, fg_dir=draw(paths), pair_dir=draw(st.none() | paths), min_lr=min_lr, max_lr=max_lr,
+        HParams(), task=task, fg_dir=draw(paths), pair_dir=draw(st.none() | paths | urls), min_lr=min_lr, max_lr=max_lr,
         mix_alpha_range=(low, high), load_fg_only=draw(st.booleans()), seed=draw(st.integers(0, 2**63 - 1)),
         precision=draw(st.sampled_from(["fp32", "bf16"])), zero_stage=draw(st.sampled_from([0, 1, 2, 3])),
     )  # fmt: skip
@@ -246,7 +252,8 @@ def test_paths_that_look_like_other_values_survive(text):
 
 
 fragments = st.sampled_from(
-    [*rows("denoise"), *rows("pedal"), ":", ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!", "!x ", "'", '"', "\\", "#", "%",
+    [*rows("denoise"), *rows("pedal"),
+     ":", ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!", "!x ", "'", '"', "\\", "#", "%",
      "1e-3", "yes", "null", ".nan", "9" * 5000, "|", ">", "?", "---", "...", "<<: ", "\t", "\x00", "\ufeff", "\u2028",
      "extends", "@", "`", "[" * 3000, '"\\uD800"', '"\\U00110000"', "0x1F", "=", "task:\n  width: ", "1" * 400]
 )  # fmt: skip

@@ -145,6 +145,39 @@ def test_folders_are_walked_and_their_tree_is_kept(identity_run: Path, tmp_path:
     assert written == ["deep/empty.wav", "deep/er/two.flac", "one.wav"]
 
 
+def cut_flac(path: Path) -> None:
+    """A FLAC file that tells three seconds of noise and ends in the middle of them."""
+    sf.write(path, 0.1 * np.random.default_rng(0).standard_normal((3 * 44_100, 1)), 44_100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_files_of_a_folder_that_fail_are_named_counted_and_do_not_stop_the_others(
+    identity_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    (source / "deep").mkdir(parents=True)
+    (target / "blocked.wav").mkdir(parents=True)
+    for name in ("a.wav", "blocked.wav", "deep/z.flac"):
+        sf.write(source / name, tone(0.3, 44_100, 1), 44_100)
+    cut_flac(source / "cut.flac")
+    (source / "deep" / "text.wav").write_text("not audio")
+    sf.write(source / "nan.wav", np.full(100, np.nan), 44_100, "FLOAT")
+    assert main(["--run", str(identity_run), "--input", str(source), "--output", str(target)]) == 2
+    told = capsys.readouterr()
+    first, *others, last = told.err.splitlines()
+    assert first.startswith(f"[2/6] failed: {source / 'blocked.wav'}: ") and "Is a directory" in first
+    assert others[0].startswith(f"[3/6] failed: {source / 'cut.flac'} cannot be read to its end: ")
+    assert others[1].startswith(f"[4/6] failed: {source / 'deep/text.wav'} cannot be read as audio: ")
+    assert others[2].startswith(f"[6/6] failed: {source / 'nan.wav'} holds NaN or infinite samples")
+    assert last == "error: 4 of 6 files failed"
+    assert "2 files, 0.6 s of audio" in told.out
+    written = sorted(path for path in target.rglob("*") if path.is_file())
+    assert written == [target / "a.wav", target / "deep" / "z.flac"]
+    for path in written:
+        heard, restored = (sf.read(folder / path.relative_to(target))[0] for folder in (source, target))
+        np.testing.assert_allclose(restored, heard, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -155,6 +188,7 @@ def test_folders_are_walked_and_their_tree_is_kept(identity_run: Path, tmp_path:
         (["--input", ".", "--output", "out"], "--output out lies in --input ."),
         (["--input", "text.wav", "--output", "o.wav"], "cannot be read as audio"),
         (["--input", "nan.wav", "--output", "o.wav"], "NaN or infinite"),
+        (["--input", "cut.flac", "--output", "o.wav"], "error: cut.flac cannot be read to its end"),
         (["--input", "in.wav", "--output", "o.wav", "--chunk-seconds", "0"], "--chunk-seconds is 0"),
         (
             ["--input", "in.wav", "--output", "o.wav", "--checkpoint", "step-9"],
@@ -175,6 +209,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     sf.write("in.wav", tone(0.1, 44_100, 1), 44_100)
     sf.write("nan.wav", np.full(100, np.nan), 44_100, "FLOAT")
     Path("text.wav").write_text("not audio")
+    cut_flac(Path("cut.flac"))
     Path("empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     assert main(["--run", str(run_dir), *arguments]) == 2
