@@ -72,6 +72,20 @@ class LogMelDistance:
         return (self.mel(estimate) - self.mel(target)).abs().mean((-2, -1))
 
 
+ESR_GRADES = (
+    (0.01, "great"),
+    (0.035, "not bad"),
+    (0.1, "might sound ok"),
+    (0.3, "probably won't sound great"),
+)
+"""Limits and words of S. Atkinson's neural-amp-modeler, which players know."""
+
+
+def esr_grade(ratio: float) -> str:
+    """The word for an error-to-signal ratio."""
+    return next((word for limit, word in ESR_GRADES if ratio < limit), "something went wrong")
+
+
 def error_to_signal(estimate: WaveBatch, target: WaveBatch) -> PerRow:
     """Error-to-signal ratio per row, sum (t - e)^2 / sum t^2: 0 is perfect, 1 is silence. NaN for a silent target."""
     error, target = (estimate - target).double(), target.double()

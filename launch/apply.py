@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from enhancer.inference import (
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
 from hparams.schema import PedalHParams
-from launch.common import checkpoint_folder, choose_device, reports_user_errors
+from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
@@ -135,21 +135,6 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         if output.resolve() == path.resolve():
             raise UserError(f"--output {output} is the input itself; write to another file or folder")
     return jobs
-
-
-def knob_values(names: Sequence[str], given: Sequence[str]) -> Tensor:
-    """The values [K] of the knobs `names` from texts such as `drive=0.5`; raises UserError for any other set."""
-    values: dict[str, float] = {}
-    for text in given:
-        name, _, number = text.partition("=")
-        try:
-            values[name] = float(number)
-        except ValueError:
-            raise UserError(f"--knob {text}: needed NAME=NUMBER, such as --knob drive=0.5") from None
-    if set(values) != set(names):
-        wanted = " ".join(f"--knob {name}=0.5" for name in names) or "no --knob"
-        raise UserError(f"the model has the knobs {', '.join(names) or 'none'}; give {wanted}")
-    return torch.tensor([values[name] for name in names], dtype=torch.float32)
 
 
 def apply_to_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +49,30 @@ def open_data(hp: HParams, **place: Any) -> Any:
         if found != needed:
             raise UserError(
                 f"{hp.pair_dir} was recorded at {found[0]} Hz with the knobs {list(found[1])}, but wav_rate is "
-                f"{needed[0]} and task.knobs is {list(needed[1])}; use a corpus of the same device, or leave these two out of --set"
+                f"{needed[0]} and task.knobs is {list(needed[1])}; use a corpus of the same device, or leave these "
+                "two out of --set"
             )
         return stream
     from data_shards.stream import open_stream
 
     return open_stream(hp, **place)
+
+
+def knob_values(names: Sequence[str], given: Sequence[str]) -> torch.Tensor:
+    """The values [K] of the knobs `names` from texts such as `drive=0.5`; raises UserError for any other set."""
+    import torch
+
+    values: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise UserError(f"--knob {text}: needed NAME=NUMBER, such as --knob drive=0.5") from None
+    if set(values) != set(names):
+        wanted = " ".join(f"--knob {name}=0.5" for name in names) or "no --knob"
+        raise UserError(f"the model has the knobs {', '.join(names) or 'none'}; give {wanted}")
+    return torch.tensor([values[name] for name in names], dtype=torch.float32)
 
 
 def choose_device(name: str) -> torch.device:

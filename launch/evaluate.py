@@ -20,6 +20,7 @@ import torch
 from data_shards.errors import DataError
 from enhancer.engine.evaluate import Interval, Row, summarise
 from enhancer.inference import TrainedRun, load_run
+from enhancer.metrics import esr_grade
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.place import corpus_place
@@ -48,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"a corpus cannot be read: {error}") from error
     summary = summarise(rows)
     _print_table(rows, summary)
+    for row in rows:
+        if "esr" in row:
+            names = " -> ".join(stream.item_sources(int(row["item"])).values())
+            print(f"{names}: ESR {row['esr']:.4f}, {esr_grade(row['esr'])}")
     if args.json:
         _write_json(args.json, run, stream, rows, summary)
         print(f"written to {args.json}")

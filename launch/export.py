@@ -22,8 +22,7 @@ from enhancer.export.fixed_knobs import at_knobs
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
 from hparams.schema import PedalHParams
-from launch.apply import knob_values
-from launch.common import checkpoint_folder, reports_user_errors
+from launch.common import checkpoint_folder, knob_values, reports_user_errors
 
 FORMATS = ("nam", "rtneural", "proteus", "onnx")
 GEAR = ("name", "modeled_by", "gear_make", "gear_model", "gear_type", "tone_type")
