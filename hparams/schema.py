@@ -304,6 +304,11 @@ class HParams:
                     f"task.warmup_samples {task.warmup_samples} leaves nothing of a segment of training_seconds "
                     f"{self.training_seconds} ({segment_samples} samples); lower it or raise training_seconds"
                 )
+            if task.hf_hinge_weight and task.hf_hinge_fmin > self.wav_rate / 2:
+                raise ValueError(
+                    f"task.hf_hinge_fmin {task.hf_hinge_fmin:g} Hz lies above half of wav_rate {self.wav_rate}; lower "
+                    "it, or set task.hf_hinge_weight to 0"
+                )
         elif task.window_size % self.hop_size or task.window_size < 2 * self.hop_size:
             raise ValueError(
                 f"task.window_size {task.window_size} is not two or more whole hops of hop_size {self.hop_size}; "

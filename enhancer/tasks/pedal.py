@@ -43,18 +43,16 @@ class PedalTask:
         own = self.own
         terms: dict[str, Any] = {
             "esr": (own.esr_weight, esr),
-            "esr_preemphasis": (
-                own.preemphasis_esr_weight,
-                PreemphasisedEsr(own.preemphasis_filter, hp.wav_rate),
-            ),
             "dc": (own.dc_weight, dc),
-            "hf_hinge": (
-                own.hf_hinge_weight,
-                HFHinge(hp.wav_rate, fmin=own.hf_hinge_fmin, strength=own.hf_hinge_strength),
-            ),
             "mse": (own.mse_weight, mse),
             "mae": (own.mae_weight, mae),
         }
+        if own.preemphasis_esr_weight:
+            filtered = PreemphasisedEsr(own.preemphasis_filter, hp.wav_rate)
+            terms["esr_preemphasis"] = (own.preemphasis_esr_weight, filtered)
+        if own.hf_hinge_weight:
+            hinge = HFHinge(hp.wav_rate, fmin=own.hf_hinge_fmin, strength=own.hf_hinge_strength)
+            terms["hf_hinge"] = (own.hf_hinge_weight, hinge)
         if own.stft_weight:
             terms["stft"] = (own.stft_weight, MultiResolutionStft(hp.stft_cfgs))
         self.loss = WeightedLoss(terms)
