@@ -10,6 +10,13 @@ TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.ready
 
+# A preset of a device learns from the simulated one, all others from the demo mixes.
+ifneq ($(filter pedal%,$(PRESET)),)
+DEMO = data/pedal/dataset.json
+else
+DEMO = data/fg/dataset.json
+endif
+
 BENCHES = shards mixing step startup exact
 
 .PHONY: help env train test test-fast check lint types docs bench clean
@@ -26,7 +33,7 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --progress-bar off -e '.[dev]'
 	@touch $(READY)
 
-train: env data/fg/dataset.json  ## demo corpora, a short run of the main job, its evaluation
+train: env $(DEMO)  ## demo corpora, a short run of the main job (or of PRESET=...), its evaluation
 	@echo "== training: $(STEPS) steps of the preset $(PRESET) into $(RUN); run it again to go on, or stop it with Ctrl-C"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed launch/train.py --hparams $(PRESET) --run-dir $(RUN) \
 		--set max_steps=$(STEPS) --set warmup_steps=20 --set eval_every=$(STEPS) --set save_every=100
@@ -37,6 +44,10 @@ train: env data/fg/dataset.json  ## demo corpora, a short run of the main job, i
 data/fg/dataset.json: | env
 	@echo "== demo corpora: synthetic voices, notes, noise and rooms into data/ (half a minute)"
 	@$(BIN)/python launch/demo_corpora.py
+
+data/pedal/dataset.json: | env
+	@echo "== demo corpus: synthetic guitar through a simulated overdrive into data/pedal (half a minute)"
+	@$(BIN)/python launch/demo_corpora.py --kind pedal
 
 test: env  ## all tests
 	@echo "== tests"

@@ -15,6 +15,7 @@ from pathlib import Path
 from data_shards.build_pool import build_all
 from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, parse_dataset, write_dataset
 from data_shards.errors import CorpusError
+from data_shards.format import KINDS
 from data_shards.options import BuildOptions
 from data_shards.plan import Inputs, Report, find_inputs, plan_shards
 from data_shards.scan import require_local
@@ -27,7 +28,7 @@ LOCK_NAME = ".build.lock"
 OWN_NAMES = (DATASET_NAME, REJECTS_NAME, LOCK_NAME)
 SHOWN_REJECTS = 5
 
-_SHARD_FILE = re.compile(r"(?:fg|bg|rir|pair)-\d{6,9}\.tar(?:\.json)?")
+_SHARD_FILE = re.compile(rf"(?:{'|'.join(KINDS)})-\d{{6,9}}\.tar(?:\.json)?")
 _TEMPORARY = re.compile(rf"(?:{_SHARD_FILE.pattern}|dataset\.json|rejects\.jsonl)\.tmp-\d+")
 
 
@@ -53,7 +54,7 @@ def build_corpus(
     """Build a corpus from the audio below the folders `inputs`; goes on where an earlier build stopped.
 
     Args:
-        kind: fg, bg, rir or pair.
+        kind: fg, bg, rir or pair; for pedal see `data_shards.pedal.build_pedal_corpus`.
         inputs: folders; for a pair the recordings a model hears.
         output: folder of the corpus; made when it is missing.
         options: how; by default `BuildOptions(kind)`.
@@ -68,10 +69,17 @@ def build_corpus(
     folder = Path(output)
     sources, wanted = [Path(path) for path in inputs], [Path(path) for path in targets]
     _check_arguments(kind, options, sources, wanted)
-    _check_output(folder, kind)
-    report = report or _no_report
+    check_output(folder, kind)
+    report = report or no_report
     report("finding files", 0, 0)
-    found = find_inputs(sources, wanted)
+    return build_found(find_inputs(sources, wanted), folder, options, report)
+
+
+def build_found(found: Inputs, folder: Path, options: BuildOptions, report: Report) -> BuildResult:
+    """Build a corpus from inputs that are known by name; `check_output` was called before.
+
+    Raises: CorpusError when more than `options.max_reject` of the files cannot be used.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         info = _unchanged(folder, options, found)
@@ -163,7 +171,8 @@ def _check_arguments(
         raise CorpusError(f"--target belongs to kind pair, not to {kind}")
 
 
-def _check_output(folder: Path, kind: str) -> None:
+def check_output(folder: Path, kind: str) -> None:
+    """Raise CorpusError when `folder` cannot become, or go on being, a corpus of `kind`."""
     require_local(folder, "The output")
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"The output {folder} is a file; give a folder")
@@ -241,5 +250,5 @@ def _publish_rejects(folder: Path, rejects: Sequence[Reject]) -> None:
     publish(folder / REJECTS_NAME, "".join(sorted(lines)).encode())
 
 
-def _no_report(stage: str, done: int, total: int) -> None:
+def no_report(stage: str, done: int, total: int) -> None:
     """For callers that want no progress."""

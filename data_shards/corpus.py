@@ -16,11 +16,12 @@ import numpy as np
 from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, hash_texts, parse_dataset
 from data_shards.errors import CorpusError
-from data_shards.format import is_shard_name, members_of
+from data_shards.format import PAIRED_KINDS, is_shard_name, members_of
 from data_shards.remote import RemoteFolder, RemoteMissing
 from data_shards.scan import first_audio_file, require_local
 from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
 from data_shards.split import Split, split_groups
+from data_shards.takes import VALID_SIDE, DeviceTake
 from hparams.place import is_url
 
 
@@ -46,6 +47,7 @@ class Corpus:
     key: int64. shard: int32, row of `shards`. frames: int64, at `rate_hz`. group: int32, row of `groups`.
     source: int32, row of `sources` (paths relative to the folder that was built from).
     members: `wav` or `flac`; for pairs `input.wav` and `target.wav` (or `.flac`).
+    takes: for kind `pedal` what is known of each sample's recording; else empty.
     """
 
     folder: Path | str
@@ -63,6 +65,7 @@ class Corpus:
     group: np.ndarray
     source: np.ndarray
     members: dict[str, MemberTable]
+    takes: tuple[DeviceTake, ...] = ()
 
     @classmethod
     def open(cls, folder: Path | str, kind: str, rate_hz: int | None = None) -> Corpus:
@@ -108,14 +111,22 @@ class Corpus:
     def split(self, valid_fraction: float) -> Split:
         """Rows for training and for validation, by a stable hash of the group. See `split_groups`.
 
+        A pedal corpus was split when it was built: its groups are the two sides.
         Raises CorpusError when there is only one group and the kind is fg or pair.
         """
+        if self.kind == "pedal":
+            is_valid = np.array([name == VALID_SIDE for name in self.groups])[self.group]
+            return Split(
+                np.flatnonzero(~is_valid).astype(np.int64), np.flatnonzero(is_valid).astype(np.int64)
+            )
         return split_groups(self.kind, self.groups, self.group, valid_fraction, str(self.folder))
 
 
 def build_command(kind: str, source: Path | str, output: Path | str) -> str:
     """The shell command that builds a corpus."""
-    target = " --target DIR" if kind == "pair" else ""
+    if kind == "pedal":
+        return f"python launch/build_shards.py pedal --dry IN.wav --wet OUT.wav --output {output}"
+    target = " --target DIR" if kind in PAIRED_KINDS else ""
     return f"python launch/build_shards.py {kind} --input {source}{target} --output {output}"
 
 
@@ -174,7 +185,7 @@ def check_sidecar(data: bytes, path: str, info: DatasetInfo, shard: ShardInfo) -
             f"{path} was changed after the build: its sha256 is not the one in {DATASET_NAME}. "
             "Copy it again from where the corpus is whole, or run the build again"
         )
-    if hash_texts(sidecar.group) != shard.groups_sha256:
+    if hash_texts(sidecar.split_texts) != shard.groups_sha256:
         raise CorpusError(f"{path} has other groups than {DATASET_NAME} says. Run the build again")
     return sidecar
 
@@ -264,6 +275,7 @@ def _join(
         group=group,
         source=source,
         members={name: _table(sidecars, name) for name in members_of(info.kind, info.codec)},
+        takes=tuple(take for sidecar in sidecars for take in sidecar.take),
     )
 
 

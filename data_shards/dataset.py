@@ -25,7 +25,7 @@ DATASET_NAME = "dataset.json"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A line of `dataset.json`. The two last are sha256 of the sidecar's bytes and of its group column."""
+    """A line of `dataset.json`. The two last are sha256 of the sidecar's bytes and of its `split_texts`."""
 
     tar: str
     num_samples: int
@@ -80,7 +80,7 @@ def shard_info(sidecar: Sidecar, data: bytes) -> ShardInfo:
         size=sidecar.size,
         sha256=sidecar.sha256,
         sidecar_sha256=hashlib.sha256(data).hexdigest(),
-        groups_sha256=hash_texts(sidecar.group),
+        groups_sha256=hash_texts(sidecar.split_texts),
     )
 
 

@@ -1,4 +1,4 @@
-"""Bytes of a shard: a plain USTAR tar whose members are `KEY.EXTENSION`, with PCM16 WAV or FLAC inside.
+"""Bytes of a shard: a plain USTAR tar whose members are `KEY.EXTENSION`, with WAV or FLAC inside.
 
 Everything that could differ between two builds (times, owners, modes) is fixed, so equal samples give equal
 bytes. docs/shards.md describes the format for other programs.
@@ -13,8 +13,11 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-KINDS = ("fg", "bg", "rir", "pair")
-CODECS = ("wav", "flac")
+KINDS = ("fg", "bg", "rir", "pair", "pedal")
+# wav: PCM16. wav32f: 32-bit float WAV, for pedals alone. flac: 16 bits.
+CODECS = ("wav", "flac", "wav32f")
+# Kinds whose samples are an input and a target.
+PAIRED_KINDS = ("pair", "pedal")
 BLOCK_BYTES = 512
 RECORD_BYTES = 10_240
 WAV_HEADER_BYTES = 44
@@ -25,7 +28,10 @@ FULL_SCALE = 32_768
 MAX_MEMBER_BYTES = 2**31 - 1
 
 _WAV = struct.Struct("<4sI4s4sIHHIIHH4sI")
-_SHARD_NAME = re.compile(r"(fg|bg|rir|pair)-(\d{6,9})\.tar")
+_SHARD_NAME = re.compile(rf"({'|'.join(KINDS)})-(\d{{6,9}})\.tar")
+_EXTENSIONS = {"wav": "wav", "flac": "flac", "wav32f": "wav"}
+# WAV format tag (1: PCM, 3: IEEE float) and bytes of a frame.
+_WAV_LAYOUTS = {"wav": (1, 2), "wav32f": (3, 4)}
 
 
 def key_text(key: int) -> str:
@@ -43,9 +49,21 @@ def is_shard_name(name: str) -> bool:
     return _SHARD_NAME.fullmatch(name) is not None
 
 
+def member_of(codec: str, side: str | None = None) -> str:
+    """Extension of the member for `side` (`input` or `target`); None where a sample has one member only."""
+    extension = _EXTENSIONS[codec]
+    return extension if side is None else f"{side}.{extension}"
+
+
 def members_of(kind: str, codec: str) -> tuple[str, ...]:
     """Extensions of the members of each sample, in the order in which they lie in the tar."""
-    return (f"input.{codec}", f"target.{codec}") if kind == "pair" else (codec,)
+    sides = ("input", "target") if kind in PAIRED_KINDS else (None,)
+    return tuple(member_of(codec, side) for side in sides)
+
+
+def frame_bytes(codec: str) -> int | None:
+    """Bytes of one frame behind the WAV header; None for a codec that is no WAV."""
+    return _WAV_LAYOUTS[codec][1] if codec in _WAV_LAYOUTS else None
 
 
 def member_name(key: int, member: str) -> str:
@@ -53,23 +71,38 @@ def member_name(key: int, member: str) -> str:
     return f"{key_text(key)}.{member}"
 
 
-def wav_header(frames: int, rate_hz: int) -> bytes:
-    """The 44 bytes before the samples of a mono PCM16 WAV file."""
-    data_bytes = 2 * frames
+def wav_header(frames: int, rate_hz: int, codec: str = "wav") -> bytes:
+    """The 44 bytes before the samples of a mono WAV file: PCM16, or 32-bit float for codec wav32f."""
+    tag, width = _WAV_LAYOUTS[codec]
+    size = width * frames
     return _WAV.pack(
-        b"RIFF", 36 + data_bytes, b"WAVE", b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16, b"data", data_bytes
+        b"RIFF",
+        36 + size,
+        b"WAVE",
+        b"fmt ",
+        16,
+        tag,
+        1,
+        rate_hz,
+        width * rate_hz,
+        width,
+        8 * width,
+        b"data",
+        size,
     )
 
 
-def parse_wav_header(header: bytes) -> tuple[int, int]:
+def parse_wav_header(header: bytes, codec: str = "wav") -> tuple[int, int]:
     """(frames, rate_hz) of a 44-byte header as `wav_header` writes it; ValueError on any other."""
     if len(header) < WAV_HEADER_BYTES:
         raise ValueError(f"{len(header)} bytes where a WAV header of {WAV_HEADER_BYTES} was expected")
     fields = _WAV.unpack(header[:WAV_HEADER_BYTES])
-    rate_hz, data_bytes = fields[7], fields[12]
-    if wav_header(data_bytes // 2, rate_hz) != header[:WAV_HEADER_BYTES]:
-        raise ValueError("not the 44-byte header of a mono PCM16 WAV file")
-    return data_bytes // 2, rate_hz
+    rate_hz, frames = fields[7], fields[12] // _WAV_LAYOUTS[codec][1]
+    byte_rate = _WAV_LAYOUTS[codec][1] * rate_hz
+    if byte_rate >= 2**32 or wav_header(frames, rate_hz, codec) != header[:WAV_HEADER_BYTES]:
+        what = "PCM16" if codec == "wav" else "32-bit float"
+        raise ValueError(f"not the 44-byte header of a mono {what} WAV file")
+    return frames, rate_hz
 
 
 def member_header(name: str, size: int) -> bytes:

@@ -105,6 +105,15 @@ def read_mono(
         yield block
 
 
+def read_channel(path: str, header: AudioHeader, channel: int) -> np.ndarray:
+    """Channel `channel` (0 is the first; a mono file has only that one) as it is in the file, float32 [frames].
+
+    PCM of 8, 16 and 24 bits and 32-bit float come out exactly; 32-bit PCM and 64-bit float are rounded to float32.
+    """
+    at = channel if header.channels > 1 else 0
+    return np.concatenate([block[:, at] for block in read_blocks(path, header)])
+
+
 def _resampled(blocks: Iterator[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
     import soxr
 

@@ -1,6 +1,7 @@
 """What each kind makes of its input files: the pieces that become samples of a shard.
 
-fg and bg: mono segments. pair: input and target cut alike. rir: each channel from its direct path on.
+fg and bg: mono segments. pair: input and target cut alike. rir: each channel from its direct path on. pedal: dry
+and wet, the latency taken out, in two stretches: training, then validation.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from data_shards.ingest import (
     cut,
     quantise,
     read_blocks,
+    read_channel,
     read_mono,
     segment_lengths,
 )
 from data_shards.options import BuildOptions
 from data_shards.plan import PlannedFile
+from data_shards.takes import SIDES, DeviceTake
 
 SILENCE_PEAK = 1e-4
 MIN_SECONDS = 0.05
@@ -34,12 +37,16 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Piece:
-    """One sample to be: int16 [frames] per member. `name` tells it from its siblings in messages."""
+    """One sample to be: int16 (pedal: float32) [frames] per member. `name` tells it from its siblings in messages.
+
+    `side` takes the place of the file's group where parts of one recording go to different sides of the split.
+    """
 
     name: str
     start: int
     waves: tuple[np.ndarray, ...]
     clipped: int
+    side: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ def pieces_of(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterat
     """The pieces of one input. Raises RejectedInput, at any moment, when the whole file is to be rejected."""
     if options.kind == "rir":
         return _rir_channels(planned, options, tick)
+    if planned.take is not None:
+        return _pedal_stretches(planned, planned.take, options, tick)
     if planned.target is not None:
         return _pair_segments(planned, options, tick)
     return _segments(planned, options, tick)
@@ -108,6 +117,22 @@ def _pair_segments(planned: PlannedFile, options: BuildOptions, tick: Tick) -> I
         raise RejectedInput("input is silent: no sample above -80 dBFS")
     if target_peak < SILENCE_PEAK:
         raise RejectedInput(f"target {planned.target.source} is silent: no sample above -80 dBFS")
+
+
+def _pedal_stretches(
+    planned: PlannedFile, take: DeviceTake, options: BuildOptions, tick: Tick
+) -> Iterator[Piece]:
+    assert planned.target is not None and planned.target_header is not None
+    sides = []
+    for file, header in ((planned.file, planned.header), (planned.target, planned.target_header)):
+        sides.append(read_channel(file.path, header, take.channel))
+        tick(len(sides[-1]))
+    dry, wet = take.apply(*sides)
+    start = 0
+    for side, frames in zip(SIDES, (len(dry) - take.valid_frames, take.valid_frames), strict=True):
+        waves = (dry[start : start + frames], wet[start : start + frames])
+        yield Piece(_span(start, frames, options.rate_hz), start, waves, clipped=0, side=side)
+        start += frames
 
 
 def _rir_channels(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterator[Piece | Dropped]:

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 
 from data_shards.dataset import hash_texts
 from data_shards.errors import CorpusError
-from data_shards.format import BLOCK_BYTES, shard_name
+from data_shards.format import BLOCK_BYTES, frame_bytes, members_of, shard_name
 from data_shards.ingest import AudioHeader, RejectedInput, probe, segment_lengths
 from data_shards.options import BuildOptions
 from data_shards.scan import AUDIO_EXTENSIONS, FoundFile, find_audio
 from data_shards.sidecar import Reject
+from data_shards.takes import SIDES, DeviceTake
 
 # Typical share of the PCM bytes that FLAC keeps.
 FLAC_SHARE = 0.6
@@ -30,15 +31,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class InputItem:
-    """One input file, and for a pair its target."""
+    """One input file, for a pair its target, and for a pedal how the two belong together."""
 
     file: FoundFile
     target: FoundFile | None = None
+    take: DeviceTake | None = None
 
     def identity(self) -> str:
         """Changes when the content may have changed (size or time) or would be called otherwise."""
         files = [self.file] if self.target is None else [self.file, self.target]
-        return "\n".join(f"{file.source}\0{file.stem}\0{file.size}\0{file.mtime_ns}" for file in files)
+        lines = [f"{file.source}\0{file.stem}\0{file.size}\0{file.mtime_ns}" for file in files]
+        return "\n".join(lines if self.take is None else [*lines, self.take.as_text()])
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class PlannedFile:
     group: str
     first_key: int
     num_keys: int
+    take: DeviceTake | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ def plan_shards(
             close()
             files, items, size, work = [], [], 0.0, 0
         group = _group(item.file.stem, options.group_by)
-        files.append(PlannedFile(item.file, probed[0], item.target, probed[1], group, key, num_keys))
+        planned = PlannedFile(item.file, probed[0], item.target, probed[1], group, key, num_keys, item.take)
+        files.append(planned)
         items.append(item)
         size, key = size + item_size, key + num_keys
         work += sum(header.frames_at(options.rate_hz) for header in probed if header is not None)
@@ -205,9 +210,12 @@ def _extent(header: AudioHeader, options: BuildOptions) -> tuple[int, float]:
     if options.kind == "rir":
         num_keys = header.channels
         frames = num_keys * min(frames, options.rate_hz)
-    members = 2 if options.kind == "pair" else 1
+    if options.kind == "pedal":
+        num_keys = len(SIDES)
+    members = len(members_of(options.kind, options.codec))
     share = FLAC_SHARE if options.codec == "flac" else 1.0
-    return num_keys, members * (num_keys * 2 * BLOCK_BYTES + 2 * frames * share)
+    width = (frame_bytes(options.codec) or 2) * share
+    return num_keys, members * (num_keys * 2 * BLOCK_BYTES + frames * width)
 
 
 def _group(stem: str, group_by: str) -> str:

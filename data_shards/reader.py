@@ -27,14 +27,13 @@ import numpy as np
 from data_shards.cache import CachedShard
 from data_shards.corpus import Corpus
 from data_shards.errors import DataError
-from data_shards.format import WAV_HEADER_BYTES, member_name, parse_wav_header
+from data_shards.format import WAV_HEADER_BYTES, frame_bytes, member_name, member_of, parse_wav_header
 
-SAMPLE_BYTES = 2
 MAX_OPEN_FILES = 64
 
 
 class Reader:
-    """Crops of the samples of `corpus` as int16.
+    """Crops of the samples of `corpus` as int16, or as float32 when its codec is wav32f.
 
     Args:
         corpus: an opened corpus.
@@ -47,6 +46,8 @@ class Reader:
         self.verify = verify
         self.max_open_files = max_open_files
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._frame_bytes = frame_bytes(corpus.codec)
+        self._dtype = "<f4" if corpus.codec == "wav32f" else "<i2"
         # Per member and row: 1 once the header was checked, 2 once every byte was.
         self._checked = {member: bytearray(len(corpus)) for member in corpus.members}
 
@@ -59,7 +60,7 @@ class Reader:
         )
 
     def crop(self, row: int, start: int, frames: int, member: str | None = None) -> np.ndarray:
-        """`frames` samples from `start` of sample `row`: int16 of shape [frames], read-only.
+        """`frames` samples from `start` of sample `row`: int16 (wav32f: float32) of shape [frames], read-only.
 
         `member` is `input` or `target` for pairs and not given for other kinds.
         Raises: DataError naming shard, member and byte when the shard is cut, damaged or gone.
@@ -67,21 +68,21 @@ class Reader:
         total = self.corpus.frames.item(row)
         assert start >= 0 and frames > 0 and start + frames <= total, f"{start}+{frames} of {total} frames"
         name = self._column(member)
-        if self.corpus.codec == "flac":
+        if self._frame_bytes is None:
             return self._decode_flac(row, start, frames, name)
         state = self._checked[name]
         if state[row] < 2 and (self.verify or frames == total):
             data = self._checked_member(row, name)
-            first = WAV_HEADER_BYTES + SAMPLE_BYTES * start
-            return np.frombuffer(data, "<i2", frames, first)
+            first = WAV_HEADER_BYTES + self._frame_bytes * start
+            return np.frombuffer(data, self._dtype, frames, first)
         if state[row] < 1:
             self._check_wav_header(row, name, self._read(row, name, 0, WAV_HEADER_BYTES))
             state[row] = 1
-        data = self._read(row, name, WAV_HEADER_BYTES + SAMPLE_BYTES * start, SAMPLE_BYTES * frames)
-        return np.frombuffer(data, "<i2")
+        first, size = WAV_HEADER_BYTES + self._frame_bytes * start, self._frame_bytes * frames
+        return np.frombuffer(self._read(row, name, first, size), self._dtype)
 
     def whole(self, row: int, member: str | None = None) -> np.ndarray:
-        """All of sample `row`, its checksum checked: int16 of shape [frames]."""
+        """All of sample `row`, its checksum checked: int16 (wav32f: float32) of shape [frames]."""
         return self.crop(row, 0, self.corpus.frames.item(row), member)
 
     def close(self) -> None:
@@ -90,13 +91,13 @@ class Reader:
             os.close(self._files.popitem()[1])
 
     def _column(self, member: str | None) -> str:
-        return self.corpus.codec if member is None else f"{member}.{self.corpus.codec}"
+        return member_of(self.corpus.codec, member)
 
     def _checked_member(self, row: int, name: str) -> bytes:
         """All bytes of a member; header and crc32 checked."""
         table = self.corpus.members[name]
         data = self._read(row, name, 0, table.size.item(row))
-        if self.corpus.codec == "wav":
+        if self._frame_bytes is not None:
             self._check_wav_header(row, name, data[:WAV_HEADER_BYTES])
         if self._checked[name][row] < 2:
             found, needed = zlib.crc32(data), table.crc32.item(row)
@@ -113,7 +114,7 @@ class Reader:
     def _check_wav_header(self, row: int, name: str, header: bytes) -> None:
         needed = (self.corpus.frames.item(row), self.corpus.rate_hz)
         try:
-            found = parse_wav_header(header)
+            found = parse_wav_header(header, self.corpus.codec)
         except ValueError as error:
             raise self._damage(f"{error}; needed {needed[0]} frames at {needed[1]} Hz", row, name) from error
         if found != needed:

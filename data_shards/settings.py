@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hparams.schema import HParams
@@ -42,27 +42,28 @@ class MixSettings:
 
     @classmethod
     def of(cls, hp: HParams) -> MixSettings:
-        """The settings that `hp` asks for."""
+        """The settings that `hp` of a task `denoise` asks for."""
+        task: Any = hp.task
         low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
         return cls(
             seed=hp.seed,
             valid_seed=hp.valid_seed,
             rate_hz=hp.wav_rate,
             crop_samples=hp.crop_samples,
-            valid_samples=round(hp.task.valid_seconds * hp.wav_rate),
-            valid_items=hp.task.valid_items,
+            valid_samples=round(task.valid_seconds * hp.wav_rate),
+            valid_items=task.valid_items,
             snr_range_db=(low, high),
-            valid_snr_range_db=hp.task.valid_snr_range_db,
-            level_range_db=hp.task.level_range_db,
-            rir_prob=hp.task.rir_prob,
-            distort_prob=hp.task.distort_prob,
-            silence_prob=hp.task.silence_prob,
+            valid_snr_range_db=task.valid_snr_range_db,
+            level_range_db=task.level_range_db,
+            rir_prob=task.rir_prob,
+            distort_prob=task.distort_prob,
+            silence_prob=task.silence_prob,
             praat_prob=hp.praat_augment_prob,
-            speed_range=hp.task.speed_range,
-            second_bg_prob=hp.task.second_bg_prob,
-            fg_eq_db=hp.task.fg_eq_db,
-            bg_eq_db=hp.task.bg_eq_db,
-            room_range_db=hp.task.room_range_db,
-            pair_fraction=0.0 if hp.pair_dir is None else hp.task.pair_fraction,
+            speed_range=task.speed_range,
+            second_bg_prob=task.second_bg_prob,
+            fg_eq_db=task.fg_eq_db,
+            bg_eq_db=task.bg_eq_db,
+            room_range_db=task.room_range_db,
+            pair_fraction=0.0 if hp.pair_dir is None else task.pair_fraction,
             load_fg_only=hp.load_fg_only,
         )

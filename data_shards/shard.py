@@ -122,17 +122,21 @@ def _add(tar: TarWriter, planned: PlannedFile, key: int, piece: Piece, options: 
     return SampleEntry(
         key=key,
         source=planned.file.source,
-        group=planned.group,
+        group=piece.side or planned.group,
         start=piece.start,
         frames=len(piece.waves[0]),
         source_rate_hz=planned.header.rate_hz,
         source_channels=planned.header.channels,
         members=members,
+        take=planned.take,
     )
 
 
 def levels(samples: np.ndarray) -> tuple[float, float]:
-    """(peak, RMS) re full scale of int16 [frames]; exact integer sums, so the same on every machine."""
+    """(peak, RMS) re full scale of int16 or float32 [frames]; exact sums, so the same on every machine."""
+    if samples.dtype == np.float32:
+        squares = samples.astype(np.float64) ** 2
+        return float(np.max(np.abs(samples), initial=0)), math.sqrt(math.fsum(squares) / max(len(samples), 1))
     wide = samples.astype(np.int64)
     peak = int(np.max(np.abs(wide), initial=0))
     rms = math.sqrt(int(np.dot(wide, wide)) / max(len(wide), 1))
@@ -140,7 +144,11 @@ def levels(samples: np.ndarray) -> tuple[float, float]:
 
 
 def encode(samples: np.ndarray, rate_hz: int, codec: str) -> bytes:
-    """A mono WAV file with a 44-byte header, or a FLAC file, that holds exactly these int16 [frames]."""
+    """A mono WAV file with a 44-byte header, or a FLAC file, that holds exactly these samples [frames]: int16, for
+    wav32f float32.
+    """
+    if codec == "wav32f":
+        return wav_header(len(samples), rate_hz, codec) + samples.astype("<f4").tobytes()
     if codec == "wav":
         return wav_header(len(samples), rate_hz) + samples.astype("<i2").tobytes()
     import soundfile

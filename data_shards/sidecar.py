@@ -18,18 +18,25 @@ from data_shards.format import (
     KINDS,
     MAX_MEMBER_BYTES,
     WAV_HEADER_BYTES,
+    frame_bytes,
     members_of,
     padded,
 )
 from data_shards.strict_json import VERSION, JsonObject, dump, parse_object, take_shard_name, take_version
+from data_shards.takes import DeviceTake, parse_take
 
 SIDECAR_FORMAT = "wavewright-shard"
 MAX_RATE_HZ = 1_000_000
+# Of 32-bit float audio, whose level may pass full scale; far more is another unit or a broken file.
+MAX_FLOAT_LEVEL = 1e6
 
 
 @dataclass(frozen=True)
 class MemberEntry:
-    """One member: offset of its data in the tar, bytes, zlib.crc32 of them, peak and RMS re full scale."""
+    """One member: offset of its data in the tar, bytes, zlib.crc32 of them, peak and RMS re full scale.
+
+    Peak and RMS are at most 1, save in 32-bit float members (`pedal`).
+    """
 
     offset: int
     size: int
@@ -40,7 +47,10 @@ class MemberEntry:
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """One sample: where it came from and where it lies. `start` and `frames` are at the corpus rate."""
+    """One sample: where it came from and where it lies. `start` and `frames` are at the corpus rate.
+
+    `take` is there for kind `pedal` only.
+    """
 
     key: int
     source: str
@@ -50,6 +60,7 @@ class SampleEntry:
     source_rate_hz: int
     source_channels: int
     members: dict[str, MemberEntry]
+    take: DeviceTake | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,16 @@ class Sidecar:
     source_rate_hz: list[int]
     source_channels: list[int]
     members: dict[str, MemberColumns]
+    take: list[DeviceTake]
+    """Empty for all kinds but `pedal`."""
 
     def __len__(self) -> int:
         return len(self.key)
+
+    @property
+    def split_texts(self) -> list[str]:
+        """What beside the audio decides what is trained on: the groups, and the takes of pedals."""
+        return self.group + [take.as_text() for take in self.take]
 
     def sample(self, index: int) -> SampleEntry:
         """Sample number `index` of the shard."""
@@ -124,6 +142,7 @@ class Sidecar:
             self.source_rate_hz[index],
             self.source_channels[index],
             members,
+            self.take[index] if self.take else None,
         )
 
 
@@ -131,6 +150,7 @@ def columns_of(samples: Sequence[SampleEntry], members: Sequence[str]) -> dict[s
     """The sample columns of `Sidecar`, as keyword arguments."""
     fields = ("key", "source", "group", "start", "frames", "source_rate_hz", "source_channels")
     columns: dict[str, Any] = {name: [getattr(sample, name) for sample in samples] for name in fields}
+    columns["take"] = [sample.take for sample in samples if sample.take is not None]
     columns["members"] = {
         member: MemberColumns(
             **{
@@ -185,6 +205,7 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
             "source_channels": sidecar.source_channels,
             "members": members,
         }
+        | ({"take": [take.as_json() for take in sidecar.take]} if sidecar.kind == "pedal" else {})
     )
 
 
@@ -196,7 +217,10 @@ def parse_sidecar(data: bytes, place: str) -> Sidecar:
     codec = obj.text("codec", CODECS)
     count = obj.integer("num_samples")
     member_objects = obj.object("members")
-    members = {name: _member_columns(member_objects.object(name), count) for name in members_of(kind, codec)}
+    highest = MAX_FLOAT_LEVEL if codec == "wav32f" else 1.0
+    members = {
+        name: _member_columns(member_objects.object(name), count, highest) for name in members_of(kind, codec)
+    }
     member_objects.done()
     sidecar = Sidecar(
         kind=kind,
@@ -218,19 +242,22 @@ def parse_sidecar(data: bytes, place: str) -> Sidecar:
         source_rate_hz=obj.integers("source_rate_hz", count, low=1),
         source_channels=obj.integers("source_channels", count, low=1),
         members=members,
+        take=[parse_take(item) for item in obj.list_of_objects("take")] if kind == "pedal" else [],
     )
     obj.done()
+    if kind == "pedal" and len(sidecar.take) != count:
+        raise obj.error(f"has {len(sidecar.take)} values in `take`; needed {count}")
     _check_layout(sidecar, obj)
     return sidecar
 
 
-def _member_columns(obj: JsonObject, count: int) -> MemberColumns:
+def _member_columns(obj: JsonObject, count: int, highest_level: float) -> MemberColumns:
     columns = MemberColumns(
         offset=obj.integers("offset", count),
         size=obj.integers("bytes", count, low=1, high=MAX_MEMBER_BYTES),
         crc32=obj.integers("crc32", count, high=2**32 - 1),
-        peak=obj.levels("peak", count),
-        rms=obj.levels("rms", count),
+        peak=obj.levels("peak", count, highest_level),
+        rms=obj.levels("rms", count, highest_level),
     )
     obj.done()
     return columns
@@ -240,13 +267,13 @@ def _check_layout(sidecar: Sidecar, obj: JsonObject) -> None:
     """Keys rise, members follow one another inside the tar, and a WAV is as long as its frames say."""
     if any(after <= before for before, after in pairwise(sidecar.key)):
         raise obj.error("has keys that do not rise")
-    position = 0
+    position, width = 0, frame_bytes(sidecar.codec)
     for index, frames in enumerate(sidecar.frames):
         for columns in sidecar.members.values():
             position += BLOCK_BYTES
             if columns.offset[index] != position:
                 raise obj.error(f"puts a member of sample {index} at {columns.offset[index]}, not {position}")
-            if sidecar.codec == "wav" and columns.size[index] != WAV_HEADER_BYTES + 2 * frames:
+            if width is not None and columns.size[index] != WAV_HEADER_BYTES + width * frames:
                 raise obj.error(f"gives sample {index} {columns.size[index]} bytes for {frames} frames")
             position += padded(columns.size[index])
     if sidecar.size < position + 2 * BLOCK_BYTES:

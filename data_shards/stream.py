@@ -146,6 +146,11 @@ class MixStream:
         for step in range(-(-num_items // (self.world_size * batch_size))):
             yield _tensors(validation_arrays(self.recipe, plan, step, num_items))
 
+    @property
+    def num_valid_items(self) -> int:
+        """Items of the validation list."""
+        return self.recipe.settings.valid_items
+
     def item_sources(self, item: int) -> dict[str, str]:
         """The recordings behind an item of the validation list, by kind, relative to what their corpora were
         built from.

@@ -68,6 +68,22 @@ class JsonObject:
             raise self.error(f"has `{key}` {_shown(value)}; needed an integer from {low} to {high}")
         return value
 
+    def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> float:
+        """A finite number in [low, high]."""
+        value = self._take(key)
+        if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
+            raise self.error(f"has `{key}` {_shown(value)}; needed a finite number from {low:g} to {high:g}")
+        return float(value)
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """An object of finite numbers by name."""
+        value = self._take(key)
+        if not isinstance(value, dict) or not all(
+            type(number) in (int, float) and math.isfinite(number) for number in value.values()
+        ):
+            raise self.error(f"has `{key}` {_shown(value)}; needed an object of finite numbers")
+        return {name: float(number) for name, number in value.items()}
+
     def list_of_objects(self, key: str) -> list[JsonObject]:
         """A list of objects."""
         values = self._list(key)
@@ -88,11 +104,11 @@ class JsonObject:
             raise self.error(f"has a number outside [{low}, {high}] in `{key}`")
         return values
 
-    def levels(self, key: str, length: int) -> list[float]:
-        """A list of `length` numbers in [0, 1]."""
+    def levels(self, key: str, length: int, high: float = 1.0) -> list[float]:
+        """A list of `length` numbers in [0, high]."""
         values = self._column(key, length, {int, float}, "numbers")
-        if values and not (all(map(math.isfinite, values)) and min(values) >= 0 and max(values) <= 1):
-            raise self.error(f"has a number outside [0, 1] in `{key}`")
+        if values and not (all(map(math.isfinite, values)) and min(values) >= 0 and max(values) <= high):
+            raise self.error(f"has a number outside [0, {high:g}] in `{key}`")
         return values
 
     def done(self) -> None:

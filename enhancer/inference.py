@@ -136,6 +136,26 @@ def _read_weights(folder: Path, file_name: str) -> _Weights:
     return _Weights(data, step)
 
 
+class StatefulModel:
+    """Runs a causal model that carries a state over streams of audio: any blocks give what one call would.
+
+    `knobs`: [K], the same for all channels; every channel has its own state.
+    """
+
+    def __init__(self, module: nn.Module, knobs: Tensor, device: torch.device | str = "cpu") -> None:
+        self.module = module
+        self.device = device
+        self.knobs = knobs.to(device)
+
+    @torch.no_grad()
+    def stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Blocks [C, T_i] of a recording -> blocks [C, T_i] of the model's output."""
+        state = None
+        for block in blocks:
+            estimate, state = self.module(block.to(self.device), self.knobs.expand(len(block), -1), state)
+            yield estimate.float().cpu()
+
+
 def gain_into_range(rms: float, range_db: tuple[float, float]) -> float:
     """One gain for a whole recording that brings its RMS into the range of levels the model was trained on.
 

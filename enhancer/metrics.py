@@ -70,3 +70,33 @@ class LogMelDistance:
     def __call__(self, estimate: WaveBatch, target: WaveBatch) -> PerRow:
         """[B, T], [B, T] -> dB [B]."""
         return (self.mel(estimate) - self.mel(target)).abs().mean((-2, -1))
+
+
+ESR_GRADES = (
+    (0.01, "great"),
+    (0.035, "not bad"),
+    (0.1, "might sound ok"),
+    (0.3, "probably won't sound great"),
+)
+"""Limits and words of S. Atkinson's neural-amp-modeler, which players know."""
+
+
+def esr_grade(ratio: float) -> str:
+    """The word for an error-to-signal ratio."""
+    return next((word for limit, word in ESR_GRADES if ratio < limit), "something went wrong")
+
+
+def error_to_signal(estimate: WaveBatch, target: WaveBatch) -> PerRow:
+    """Error-to-signal ratio per row, sum (t - e)^2 / sum t^2: 0 is perfect, 1 is silence. NaN for a silent target."""
+    error, target = (estimate - target).double(), target.double()
+    return (error.square().sum(-1) / target.square().sum(-1)).float()
+
+
+def excess_db(estimate: WaveBatch, target: WaveBatch, rate_hz: int, fmin_hz: float) -> PerRow:
+    """Energy of the estimate at and above `fmin_hz` relative to the target's, dB per row; above 0 is too bright."""
+    frequency = torch.fft.rfftfreq(target.shape[-1], 1 / rate_hz, device=target.device)
+    energies = [
+        torch.fft.rfft(wave.double())[:, frequency >= fmin_hz].abs().square().sum(-1).clamp(min=1e-20)
+        for wave in (estimate, target)
+    ]
+    return (10 * (energies[0] / energies[1]).log10()).float()

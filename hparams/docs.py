@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from hparams.fields import FieldRow, json_schema, rows
+from hparams.fields import DEFAULT_KIND, FieldRow, json_schema, kinds, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,6 @@ GROUPS = (
     ("Corpora", "fg_dir"),
     ("Signal and mixing", "wav_rate"),
     ("Training", "nj"),
-    ("Task `denoise`", "task.name"),
     ("Engine", "seed"),
 )
 
@@ -43,13 +42,22 @@ def table_text() -> str:
     """The page `docs/hparams.md`."""
     headings = {first: title for title, first in GROUPS}
     lines = [_INTRODUCTION]
-    for key, row in rows().items():
-        if key in headings:
-            lines.append(
-                f"\n## {headings[key]}\n\n| key | allowed | default | meaning |\n|---|---|---|---|\n"
-            )
-        lines.append(_row_text(row))
+    for key, row in rows(DEFAULT_KIND).items():
+        if key == "task.name":
+            lines += [text for kind in kinds() for text in _task_lines(kind)]
+        elif not key.startswith("task."):
+            lines += [_heading(headings[key])] if key in headings else []
+            lines.append(_row_text(row))
     return "".join(lines)
+
+
+def _task_lines(kind: str) -> list[str]:
+    own = [_row_text(row) for key, row in rows(kind).items() if key.startswith("task.")]
+    return [_heading(f"Task `{kind}`"), *own]
+
+
+def _heading(title: str) -> str:
+    return f"\n## {title}\n\n| key | allowed | default | meaning |\n|---|---|---|---|\n"
 
 
 def schema_text() -> str:

@@ -10,12 +10,14 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from hparams.schema import HParams
+from hparams.schema import DenoiseHParams, HParams, TaskHParams
 
+DEFAULT_KIND = DenoiseHParams.name
+"""The task of a run that names none."""
 _TYPE_WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
 
 
@@ -47,19 +49,27 @@ def flat_values(hp: HParams) -> dict[str, Any]:
     return table
 
 
+def kinds() -> dict[str, type]:
+    """The dataclass of each task, by the name that `task.name` gives."""
+    return {member.name: member for member in get_args(get_args(TaskHParams)[0])}
+
+
 @cache
-def rows() -> dict[str, FieldRow]:
-    """All rows by dotted key, in the order of declaration."""
+def rows(kind: str) -> dict[str, FieldRow]:
+    """All rows of a run of task `kind` by dotted key, in the order of declaration."""
     schema = json_schema()
     found: dict[str, FieldRow] = {}
-    defaults = flat_values(HParams())
-    _collect(schema, "", schema["$defs"], defaults, found)
+    # Some tasks ask for another training_seconds or warm-up than the default; nothing is checked here.
+    defaults = flat_values(HParams()) | {
+        f"task.{field.name}": plain(field.default) for field in dataclasses.fields(kinds()[kind])
+    }
+    _collect(schema, "", schema["$defs"], defaults, found, kind)
     return found
 
 
 def sections() -> set[str]:
     """Keys that hold other keys, such as `task`."""
-    return {key.rpartition(".")[0] for key in rows()} - {""}
+    return {key.rpartition(".")[0] for key in rows(DEFAULT_KIND)} - {""}
 
 
 def _flatten_values(value: Any, prefix: str, table: dict[str, Any]) -> None:
@@ -86,12 +96,13 @@ def _collect(
     definitions: dict[str, Any],
     defaults: dict[str, Any],
     found: dict[str, FieldRow],
+    kind: str,
 ) -> None:
     for name, prop in schema["properties"].items():
         key = prefix + name
-        reference = prop.get("$ref")
+        reference = prop.get("$ref") or prop.get("discriminator", {}).get("mapping", {}).get(kind)
         if reference:
-            _collect(definitions[reference.rpartition("/")[2]], f"{key}.", definitions, defaults, found)
+            _collect(definitions[reference.rpartition("/")[2]], f"{key}.", definitions, defaults, found, kind)
         else:
             found[key] = FieldRow(key, allowed_text(prop), defaults[key], prop.get("description", ""))
 
@@ -105,6 +116,8 @@ def allowed_text(prop: dict[str, Any]) -> str:
     if "anyOf" in prop:
         return " or ".join(allowed_text(choice) for choice in prop["anyOf"])
     if prop["type"] == "array":
+        if "items" in prop:
+            return f"list of {allowed_text(prop['items'])}"
         items = prop["prefixItems"]
         return f"list of {len(items)}: " + ", ".join(allowed_text(item) for item in items)
     if prop["type"] == "string":

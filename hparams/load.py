@@ -17,12 +17,13 @@ import yaml
 from pydantic import ValidationError
 
 from hparams.errors import UserError
-from hparams.fields import adapter, flat_values, rows, sections
+from hparams.fields import DEFAULT_KIND, FieldRow, adapter, flat_values, kinds, rows, sections
 from hparams.schema import HParams
 from hparams.source import Located, parse, parse_override, read_file, resolve_plain
 
 PRESETS_DIR = Path(__file__).resolve().parent
 EXTENDS = "extends"
+Rules = Mapping[str, FieldRow]
 
 
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> HParams:
@@ -157,44 +158,58 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validate(table: Mapping[str, Located]) -> HParams:
-    problems = [_unknown_text(key, located) for key, located in table.items() if not _is_known(key, located)]
-    known = {key: located for key, located in table.items() if key in rows()}
-    nested = _nest({key: located.value for key, located in known.items()})
+    named = table["task.name"].value if "task.name" in table else DEFAULT_KIND
+    kind = named if named in kinds() else DEFAULT_KIND
+    rules = rows(kind)
+    problems = [
+        _unknown_text(key, located, rules)
+        for key, located in table.items()
+        if key not in rules and not (key in sections() and located.value == {})
+    ]
+    known = {key: located for key, located in table.items() if key in rules}
+    if named != kind:
+        problems.append(
+            f"{table['task.name'].where}: task.name is {_shown(named)}; needed one of {', '.join(kinds())}"
+        )
+    nested = _nest(
+        {"task.name": kind, **{key: located.value for key, located in known.items() if key != "task.name"}}
+    )
     try:
         # JSON mode is what gives strictness with lists as tuples and text as paths.
         hp = adapter().validate_json(json.dumps(nested), strict=True)
     except ValidationError as error:
-        problems += _translate(error, known)
+        problems += _translate(error, known, rules)
     else:
-        problems += _coercions(hp, known)
+        problems += _coercions(hp, known, rules)
     if problems:
         count = f"{len(problems)} things are wrong:\n  " if len(problems) > 1 else ""
         raise UserError("hparams: " + count + "\n  ".join(dict.fromkeys(problems)))
     return hp
 
 
-def _is_known(key: str, located: Located) -> bool:
-    return key in rows() or (key in sections() and located.value == {})
-
-
-def _unknown_text(key: str, located: Located) -> str:
+def _unknown_text(key: str, located: Located, rules: Rules) -> str:
     if key in sections():
-        inner = ", ".join(row.rpartition(".")[2] for row in rows() if row.startswith(f"{key}."))
+        inner = ", ".join(row.rpartition(".")[2] for row in rules if row.startswith(f"{key}."))
         return f"{located.where}: {key} is {_shown(located.value)}; needed a mapping with keys of {inner}"
     if key == EXTENDS:
         return f"{located.where}: extends stands in preset files only; choose the preset by --hparams"
-    row = _nearest_key(key)
-    near = f"; did you mean {row}? It is {_rule_text(row)}" if row else "; docs/hparams.md lists all keys"
+    row = _nearest_key(key, rules)
+    near = (
+        f"; did you mean {row}? It is {_rule_text(row, rules)}" if row else "; docs/hparams.md lists all keys"
+    )
+    owners = [name for name in kinds() if key in rows(name)]
+    if owners:
+        near = f"; task {rules['task.name'].default} has none, task {' and '.join(owners)} has"
     return f"{located.where}: there is no key {_clip(key)}{near}"
 
 
-def _nearest_key(key: str) -> str | None:
-    close = difflib.get_close_matches(key[:100], rows(), n=1, cutoff=0.6)
+def _nearest_key(key: str, rules: Rules) -> str | None:
+    close = difflib.get_close_matches(key[:100], rules, n=1, cutoff=0.6)
     if close:
         return close[0]
     # A key of a section given without it (`width` for `task.width`) or in the wrong one.
     leaf = key.rpartition(".")[2]
-    return next((row for row in rows() if row.rpartition(".")[2] == leaf), None)
+    return next((row for row in rules if row.rpartition(".")[2] == leaf), None)
 
 
 def _nearest(word: str, words: Sequence[str]) -> str:
@@ -202,29 +217,29 @@ def _nearest(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def _rule_text(key: str) -> str:
-    row = rows()[key]
+def _rule_text(key: str, rules: Rules) -> str:
+    row = rules[key]
     return f"{row.allowed}, by default {_shown(row.default)}"
 
 
-def _coercions(hp: HParams, known: Mapping[str, Located]) -> list[str]:
+def _coercions(hp: HParams, known: Mapping[str, Located], rules: Rules) -> list[str]:
     """Pydantic compares literals by ==, which lets `true` and `1.0` pass for 1."""
     values = flat_values(hp)
     return [
-        f"{located.where}: {key} is {_shown(located.value)}; needed {_rule_text(key)}"
+        f"{located.where}: {key} is {_shown(located.value)}; needed {_rule_text(key, rules)}"
         for key, located in known.items()
         if isinstance(located.value, (bool, float)) and type(values[key]) is not type(located.value)
     ]
 
 
-def _translate(error: ValidationError, known: Mapping[str, Located]) -> list[str]:
+def _translate(error: ValidationError, known: Mapping[str, Located], rules: Rules) -> list[str]:
     texts: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        key = _key_of(problem["loc"])
+        key = _key_of(problem["loc"], rules)
         if key is not None:
             where = known[key].where if key in known else "hparams"
             found = _shown(known[key].value) if key in known else "missing"
-            texts.setdefault(key, f"{where}: {key} is {found}; needed {_rule_text(key)}")
+            texts.setdefault(key, f"{where}: {key} is {found}; needed {_rule_text(key, rules)}")
         elif problem["type"] == "value_error":
             rule = str(problem["ctx"]["error"])
             texts[rule] = f"{_wheres_of(rule, known)}{rule}"
@@ -233,10 +248,10 @@ def _translate(error: ValidationError, known: Mapping[str, Located]) -> list[str
     return list(texts.values())
 
 
-def _key_of(location: Sequence[str | int]) -> str | None:
+def _key_of(location: Sequence[str | int], rules: Rules) -> str | None:
     """The dotted key of pydantic's location, which also has list places and names of union members."""
     words = [str(part) for part in location]
-    for row in rows():
+    for row in rules:
         parts = iter(words)
         if all(part in parts for part in row.split(".")):
             return row

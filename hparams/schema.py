@@ -123,8 +123,65 @@ class DenoiseHParams:
             )
 
 
-# A second task makes this Annotated[DenoiseHParams | PedalHParams, Field(discriminator="name")].
-TaskHParams = DenoiseHParams
+@dataclass(frozen=True)
+class PedalHParams:
+    """Task `pedal`: a small causal model learns a pedal or amplifier from what goes in and what comes out."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["pedal"] = "pedal"
+    model: Annotated[
+        Literal["lstm", "gru", "wavenet"],
+        Field(description="recurrent, or a dilated causal convolution network"),
+    ] = "lstm"
+    hidden_size: Annotated[Positive, Field(description="units of each recurrent layer")] = 96
+    num_layers: Annotated[int, Field(ge=1, le=8, description="recurrent layers")] = 1
+    has_skip: Annotated[
+        bool, Field(description="add the dry signal to the output; .nam files cannot say that")
+    ] = False
+    warmup_samples: Annotated[
+        NonNegative, Field(description="start of each segment that only fills the model's memory")
+    ] = 1000
+    update_samples: Annotated[
+        Positive, Field(description="samples between updates, over which gradients go back in time")
+    ] = 2048
+    knobs: Annotated[
+        tuple[str, ...],
+        Field(description="knobs of the corpus that the model hears, in the order of its inputs"),
+    ] = ()
+    weight_decay: Annotated[NonNegativeFloat, Field(description="decoupled weight decay")] = 1e-4
+    recurrent_weight_decay: Annotated[
+        NonNegativeFloat, Field(description="the same for the recurrent weights (weight_hh)")
+    ] = 3e-5
+    esr_weight: Annotated[NonNegativeFloat, Field(description="weight of the error-to-signal ratio")] = 0.75
+    preemphasis_esr_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the error-to-signal ratio after pre-emphasis")
+    ] = 0.0
+    preemphasis_filter: Annotated[
+        Literal["highpass", "a_weighting"], Field(description="which pre-emphasis that term has")
+    ] = "highpass"
+    dc_weight: Annotated[NonNegativeFloat, Field(description="weight of the difference in mean")] = 0.10
+    hf_hinge_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the penalty on excess high frequencies")
+    ] = 0.15
+    hf_hinge_fmin: Annotated[PositiveFloat, Field(description="where that penalty begins, Hz")] = 10_000.0
+    hf_hinge_strength: Annotated[NonNegativeFloat, Field(description="factor inside that penalty")] = 0.5
+    mse_weight: Annotated[NonNegativeFloat, Field(description="weight of the mean squared error")] = 0.0
+    mae_weight: Annotated[NonNegativeFloat, Field(description="weight of the mean absolute error")] = 0.0
+    stft_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss; 44.1 kHz only")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
+        if not any(weights.values()):
+            raise ValueError(
+                f"{', '.join(f'task.{name}' for name in weights)} are all 0, so nothing would be learned; "
+                "set one above 0"
+            )
+
+
+TaskHParams = Annotated[DenoiseHParams | PedalHParams, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -231,15 +288,31 @@ class HParams:
             )
         if self.min_lr > self.max_lr:
             raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}; swap them or lower min_lr")
-        if self.task.window_size % self.hop_size or self.task.window_size < 2 * self.hop_size:
-            raise ValueError(
-                f"task.window_size {self.task.window_size} is not two or more whole hops of hop_size {self.hop_size}; "
-                f"set it to a multiple such as {4 * self.hop_size}"
-            )
+        self._check_task()
         if self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} is not below max_steps {self.max_steps}; "
                 "lower warmup_steps or train for longer"
+            )
+
+    def _check_task(self) -> None:
+        task = self.task
+        if isinstance(task, PedalHParams):
+            segment_samples = round(self.training_seconds * self.wav_rate)
+            if task.warmup_samples >= segment_samples:
+                raise ValueError(
+                    f"task.warmup_samples {task.warmup_samples} leaves nothing of a segment of training_seconds "
+                    f"{self.training_seconds} ({segment_samples} samples); lower it or raise training_seconds"
+                )
+            if task.hf_hinge_weight and task.hf_hinge_fmin > self.wav_rate / 2:
+                raise ValueError(
+                    f"task.hf_hinge_fmin {task.hf_hinge_fmin:g} Hz lies above half of wav_rate {self.wav_rate}; lower "
+                    "it, or set task.hf_hinge_weight to 0"
+                )
+        elif task.window_size % self.hop_size or task.window_size < 2 * self.hop_size:
+            raise ValueError(
+                f"task.window_size {task.window_size} is not two or more whole hops of hop_size {self.hop_size}; "
+                f"set it to a multiple such as {4 * self.hop_size}"
             )
 
     @property
@@ -254,8 +327,9 @@ class HParams:
 
     @property
     def crop_samples(self) -> int:
-        """Samples that are read and mixed for one training example, its lead included."""
-        return round(self.training_seconds * self.wav_rate) + round(self.task.lead_seconds * self.wav_rate)
+        """Samples that are read for one training example, a lead included."""
+        lead_seconds = self.task.lead_seconds if isinstance(self.task, DenoiseHParams) else 0.0
+        return round(self.training_seconds * self.wav_rate) + round(lead_seconds * self.wav_rate)
 
 
 def _require_order(key: str, bounds: tuple[float, float]) -> None:

@@ -20,10 +20,18 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from enhancer.inference import CHUNK_SECONDS, ChunkedModel, TrainedRun, gain_into_range, load_run
+from enhancer.inference import (
+    CHUNK_SECONDS,
+    ChunkedModel,
+    StatefulModel,
+    TrainedRun,
+    gain_into_range,
+    load_run,
+)
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
-from launch.common import checkpoint_folder, choose_device, reports_user_errors
+from hparams.schema import PedalHParams
+from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
@@ -57,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{run.hp.task.name} model of {args.run}, {run.checkpoint.name}, {run.hp.wav_rate} Hz", flush=True)
-    num_failed = apply_to_all(run, jobs, args.chunk_seconds, goes_on=args.input.is_dir())
+    knobs = knob_values(getattr(run.hp.task, "knobs", ()), args.knob)
+    num_failed = apply_to_all(run, jobs, args.chunk_seconds, knobs, goes_on=args.input.is_dir())
     return EXIT_USER if num_failed else 0
 
 
@@ -81,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument(
         "--chunk-seconds", type=float, default=CHUNK_SECONDS, help="audio in memory at a time"
+    )
+    parser.add_argument(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a knob of a device model; repeat for each",
     )
     return parser
 
@@ -122,7 +138,7 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def apply_to_all(
-    run: TrainedRun, jobs: list[tuple[Path, Path]], chunk_seconds: float, *, goes_on: bool
+    run: TrainedRun, jobs: list[tuple[Path, Path]], chunk_seconds: float, knobs: Tensor, *, goes_on: bool
 ) -> int:
     """Run the model over (input file, output file) pairs and tell what became of each; how many failed.
 
@@ -133,7 +149,7 @@ def apply_to_all(
     for number, (source, target) in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}] "
         try:
-            done = apply_to_file(run, source, target, chunk_seconds, label)
+            done = apply_to_file(run, source, target, chunk_seconds, knobs, label)
         except (UserError, OSError) as error:
             if not goes_on:
                 raise
@@ -158,7 +174,9 @@ def apply_to_all(
     return num_failed
 
 
-def apply_to_file(run: TrainedRun, source: Path, target: Path, chunk_seconds: float, label: str = "") -> Done:
+def apply_to_file(
+    run: TrainedRun, source: Path, target: Path, chunk_seconds: float, knobs: Tensor, label: str = ""
+) -> Done:
     """Stream `source` through the model into `target`; the file appears whole or not at all.
 
     Raises UserError that names the file where it cannot be read, or `target` cannot hold it; OSError where the system
@@ -178,7 +196,7 @@ def apply_to_file(run: TrainedRun, source: Path, target: Path, chunk_seconds: fl
         with sf.SoundFile(
             str(part), "w", info.samplerate, info.channels, subtype, format=container
         ) as writer:
-            for block in _processed(run, source, info, chunk_seconds, label):
+            for block in _processed(run, source, info, chunk_seconds, label, knobs):
                 samples = block.T.numpy()
                 if not subtype.startswith(("FLOAT", "DOUBLE")):
                     num_clipped += int((np.abs(samples) > 1).sum())
@@ -193,13 +211,25 @@ def apply_to_file(run: TrainedRun, source: Path, target: Path, chunk_seconds: fl
 
 
 def _processed(
-    run: TrainedRun, source: Path, info: sf._SoundFileInfo, chunk_seconds: float, label: str
+    run: TrainedRun,
+    source: Path,
+    info: sf._SoundFileInfo,
+    chunk_seconds: float,
+    label: str,
+    knobs: Tensor,
 ) -> Iterator[Tensor]:
     """Blocks [C, T] of the output at the rate of the input, `info.frames` samples in all."""
-    gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
     if info.frames == 0:
         return
-    model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, next(run.module.parameters()).device)
+    device = next(run.module.parameters()).device
+    model: ChunkedModel | StatefulModel
+    gain = 1.0
+    if isinstance(run.hp.task, PedalHParams):
+        # What a device makes of a signal depends on its level, so that stays.
+        model = StatefulModel(run.module, knobs, device)
+    else:
+        gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
+        model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
     scaled = (block * gain for block in _blocks(source, info.samplerate))
     heard = resample_blocks(scaled, info.samplerate, run.hp.wav_rate)
     restored = resample_blocks(model.stream(heard), run.hp.wav_rate, info.samplerate)

@@ -1,4 +1,4 @@
-"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,verify} ...
+"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,pedal,verify} ...
 
 Running the same command again goes on where a build stopped. Exit codes: 0 done, 2 wrong input or damage found,
 75 stopped by Ctrl-C or SIGTERM (run again to go on).
@@ -10,12 +10,14 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_shards.build import REJECTS_NAME, BuildResult, build_corpus
+from data_shards.errors import CorpusError
 from data_shards.options import BuildOptions
+from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus, knob_value, read_pairs
 from data_shards.plan import Report
 from data_shards.verify import verify_corpus
 from hparams.errors import UserError
@@ -31,6 +33,8 @@ KIND_HELP = {
     "rir": "room impulse responses; each channel is a sample that starts at its direct path",
     "pair": "recordings and what a model should make of them, matched by relative name without extension",
 }
+PEDAL_HELP = "a pedal or amp: what was played into it and what came out, with the values of its knobs"
+PEDAL_MORE = "--dry, --wet and --knob may be repeated; a --knob belongs to the --dry before it"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         with _sigterm_as_interrupt():
-            return _verify(args.folder) if args.command == "verify" else _build(args)
+            if args.command == "verify":
+                return _verify(args.folder)
+            return _build_pedal(args) if args.command == "pedal" else _build(args)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
@@ -55,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for kind, text in KIND_HELP.items():
         _add_build_arguments(commands.add_parser(kind, help=text, description=text), kind)
+    _add_pedal_arguments(
+        commands.add_parser("pedal", help=PEDAL_HELP, description=f"{PEDAL_HELP}. {PEDAL_MORE}")
+    )
     verify = commands.add_parser("verify", help="read every byte of a corpus and name what is damaged")
     verify.add_argument("folder", type=Path)
     return parser
@@ -96,6 +105,116 @@ def _add_build_arguments(command: argparse.ArgumentParser, kind: str) -> None:
         help="largest share of files that may be unusable (%(default)s)",
     )  # fmt: skip
     command.add_argument("--workers", type=int, metavar="N", help="processes (one per CPU core)")
+
+
+class _PairPart(argparse.Action):
+    """Keeps --dry, --wet and --knob in the order in which they were given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        parts = [*(getattr(namespace, "parts", None) or []), (option_string, values)]
+        namespace.parts = parts
+
+
+def _add_pedal_arguments(command: argparse.ArgumentParser) -> None:
+    default = PedalOptions()
+    command.set_defaults(parts=[])
+    for flag, metavar, text in (
+        ("--dry", "IN.wav", "what was played into the device; wav or flac, mono"),
+        ("--wet", "OUT.wav", "what came out of it, as long and at the same rate"),
+        ("--knob", "NAME=VALUE", "where a knob stood, such as drive=0.5; may be repeated"),
+    ):
+        command.add_argument(flag, action=_PairPart, dest=flag[2:], metavar=metavar, help=text)
+    command.add_argument(
+        "--pairs", type=Path, metavar="CSV",
+        help="a list of pairs instead: columns dry and wet (paths from the CSV's folder on) and one for each knob",
+    )  # fmt: skip
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the corpus")
+    command.add_argument(
+        "--align", type=_align, default=default.align, metavar="auto|N|off",
+        help="samples by which wet is late, to be taken out; auto measures them, off leaves all as it is (%(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--fix-polarity",
+        action="store_true",
+        help="turn an inverted wet file over; else polarity stays as recorded",
+    )
+    command.add_argument(
+        "--valid-seconds", type=float, metavar="S", help="how much of the end of each pair validates"
+    )
+    command.add_argument(
+        "--valid-fraction", type=float, default=default.valid_fraction, metavar="SHARE",
+        help="as a share of the pair, where --valid-seconds is not given (%(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--channel", type=int, metavar="N", help="channel of files with several; 0 is the first"
+    )
+
+
+def _align(text: str) -> str | int:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _device_pairs(args: argparse.Namespace) -> list[DevicePair]:
+    if args.pairs is not None:
+        if args.parts:
+            raise CorpusError(
+                "--pairs and --dry, --wet or --knob are both given. Put all pairs into the list"
+            )
+        return read_pairs(args.pairs)
+    dry: list[Path] = []
+    wet: dict[int, Path] = {}
+    knobs: list[dict[str, float]] = []
+    for flag, value in args.parts:
+        if flag == "--dry":
+            dry.append(Path(value))
+            knobs.append({})
+        elif not dry:
+            raise CorpusError(f"{flag} {value} stands before any --dry. Begin each pair with --dry")
+        elif flag == "--wet":
+            if len(dry) - 1 in wet:
+                raise CorpusError(
+                    f"--wet {value} is the second one for --dry {dry[-1]}. Begin each pair with --dry"
+                )
+            wet[len(dry) - 1] = Path(value)
+        else:
+            name, _, number = value.partition("=")
+            if name in knobs[-1]:
+                raise CorpusError(f"--knob {name} is given twice for --dry {dry[-1]}. Give each knob once")
+            knobs[-1][name] = knob_value(name, number, f"--knob {value}")
+    for number, path in enumerate(dry):
+        if number not in wet:
+            raise CorpusError(f"--dry {path} has no --wet. Give the device's recording of it with --wet")
+    return [DevicePair(path, wet[number], knobs[number]) for number, path in enumerate(dry)]
+
+
+def _build_pedal(args: argparse.Namespace) -> int:
+    options = PedalOptions(
+        align=args.align,
+        fix_polarity=args.fix_polarity,
+        valid_seconds=args.valid_seconds,
+        valid_fraction=args.valid_fraction,
+        channel=args.channel,
+    )
+    pairs = _device_pairs(args)
+    started = time.monotonic()
+    with _progress() as report:
+        built = build_pedal_corpus(pairs, args.output, options, report=report)
+    for imported in built.pairs:
+        for warning in imported.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    print(_summary(built.result, time.monotonic() - started))
+    for imported in built.pairs:
+        print(f"  {imported.summary}")
+    return 0
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hparams.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from hparams.schema import HParams
 
 Command = Callable[..., int]
 INTERRUPTED = 130
@@ -35,6 +37,42 @@ def reports_user_errors(command: Command) -> Command:
             return INTERRUPTED
 
     return wrapped
+
+
+def open_data(hp: HParams, **place: Any) -> Any:
+    """The data stream of the task that `hp` names; `place` as in `data_shards.stream.open_stream`."""
+    if hp.task.name == "pedal":
+        from data_shards.pedal_stream import open_pedal_stream
+
+        stream = open_pedal_stream(hp, **place)
+        found, needed = (stream.rate_hz, stream.knob_names), (hp.wav_rate, hp.task.knobs)
+        if found != needed:
+            raise UserError(
+                f"{hp.pair_dir} was recorded at {found[0]} Hz with the knobs {list(found[1])}, but wav_rate is "
+                f"{needed[0]} and task.knobs is {list(needed[1])}; use a corpus of the same device, or leave these "
+                "two out of --set"
+            )
+        return stream
+    from data_shards.stream import open_stream
+
+    return open_stream(hp, **place)
+
+
+def knob_values(names: Sequence[str], given: Sequence[str]) -> torch.Tensor:
+    """The values [K] of the knobs `names` from texts such as `drive=0.5`; raises UserError for any other set."""
+    import torch
+
+    values: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise UserError(f"--knob {text}: needed NAME=NUMBER, such as --knob drive=0.5") from None
+    if set(values) != set(names):
+        wanted = " ".join(f"--knob {name}=0.5" for name in names) or "no --knob"
+        raise UserError(f"the model has the knobs {', '.join(names) or 'none'}; give {wanted}")
+    return torch.tensor([values[name] for name in names], dtype=torch.float32)
 
 
 def choose_device(name: str) -> torch.device:

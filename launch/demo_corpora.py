@@ -1,6 +1,7 @@
 """Write the embedded demo corpora: synthesise audio folders, then build data/fg, data/bg and data/rir from them.
 
     python launch/demo_corpora.py [--data data] [--seed 0] [--rate 44100]
+    python launch/demo_corpora.py --kind pedal          # data/pedal: guitar through a simulated overdrive
 
 Takes about ten seconds on one core. A corpus that is already there is left as it is, whoever built it.
 """
@@ -11,12 +12,16 @@ import argparse
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_shards.build import build_corpus
 from data_shards.dataset import DATASET_NAME
 from data_shards.options import BuildOptions
+from data_shards.pedal import PedalOptions, build_pedal_corpus, read_pairs
 from data_shards.synthetic import write_demo_audio
+from data_shards.synthetic_device import write_device_pairs
 from launch.common import reports_user_errors
 
 KINDS = ("fg", "bg", "rir")
@@ -29,9 +34,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpora")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other voices, noises and rooms")
     parser.add_argument("--rate", type=int, default=44_100, help="sample rate in Hz")
+    parser.add_argument(
+        "--kind", choices=("mix", "pedal"), default="mix",
+        help="mix: fg, bg and rir for the main job; pedal: dry/wet pairs of a simulated device (%(default)s)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    write_demo_corpora(options.data, seed=options.seed, rate_hz=options.rate)
+    write = write_demo_pedal if options.kind == "pedal" else write_demo_corpora
+    write(options.data, seed=options.seed, rate_hz=options.rate)
     return 0
+
+
+def write_demo_pedal(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> None:
+    """Make `data`/pedal if it is not there. Raises: UserError, OSError."""
+    output = data / "pedal"
+    if (output / DATASET_NAME).is_file():
+        print(f"{output} is there already and stays as it is")
+        return
+    start = time.monotonic()
+    audio = data / f"demo-pedal-{rate_hz}hz-seed{seed}"
+    if not audio.is_dir():
+        with _whole_folder(audio) as unfinished:
+            write_device_pairs(unfinished, seed=seed, rate_hz=rate_hz, report=_say)
+    _say(f"building {output}")
+    # Nothing is late in a simulation, and what its filters delay is the model's to learn.
+    build_pedal_corpus(read_pairs(audio / "pairs.csv"), output, PedalOptions(align="off"))
+    _say(f"demo corpus written to {output} in {time.monotonic() - start:.0f} s")
 
 
 def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> None:
@@ -45,7 +72,8 @@ def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> N
     start = time.monotonic()
     audio = data / f"demo-audio-{rate_hz}hz-seed{seed}"
     if not audio.is_dir():
-        _write_audio(audio, seed, rate_hz)
+        with _whole_folder(audio) as unfinished:
+            write_demo_audio(unfinished, seed=seed, rate_hz=rate_hz, report=_say)
     for kind in missing:
         _say(f"building {data / kind}")
         # Takes of one speaker or instrument share a folder, and are kept on one side of the split.
@@ -55,13 +83,14 @@ def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> N
     _say(f"demo corpora written to {data} in {time.monotonic() - start:.0f} s")
 
 
-def _write_audio(audio: Path, seed: int, rate_hz: int) -> None:
-    """The audio folders, under their name only once they are whole."""
-    unfinished = audio.with_name(f"{audio.name}.unfinished")
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name only once it is whole."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    write_demo_audio(unfinished, seed=seed, rate_hz=rate_hz, report=_say)
-    unfinished.rename(audio)
+    yield unfinished
+    unfinished.rename(folder)
 
 
 def _say(line: str) -> None:

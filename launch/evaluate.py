@@ -13,17 +13,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_shards.errors import DataError
-from data_shards.stream import MixStream, open_stream
 from enhancer.engine.evaluate import Interval, Row, summarise
 from enhancer.inference import TrainedRun, load_run
+from enhancer.metrics import esr_grade
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.place import corpus_place
-from launch.common import checkpoint_folder, choose_device, reports_user_errors
+from launch.common import checkpoint_folder, choose_device, open_data, reports_user_errors
 
 BATCH_SIZE = 4
 PROGRESS_SECONDS = 5.0
@@ -38,26 +39,27 @@ def main(argv: list[str] | None = None) -> int:
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
     hp = replace(run.hp, **{name: getattr(args, name) for name in CORPUS_FIELDS if getattr(args, name)})
-    stream = open_stream(hp, batch_size=BATCH_SIZE, num_workers=0)
+    stream = open_data(hp, batch_size=BATCH_SIZE, num_workers=0)
     for warning in stream.warnings:
         print(f"note: {warning}")
-    print(
-        f"{run.checkpoint} on {hp.task.valid_items} validation items of {hp.task.valid_seconds:g} s",
-        flush=True,
-    )
+    print(f"{run.checkpoint} on {stream.num_valid_items} validation items", flush=True)
     try:
         rows = evaluate(replace(run, hp=hp), stream)
     except DataError as error:
         raise UserError(f"a corpus cannot be read: {error}") from error
     summary = summarise(rows)
     _print_table(rows, summary)
+    for row in rows:
+        if "esr" in row:
+            names = " -> ".join(stream.item_sources(int(row["item"])).values())
+            print(f"{names}: ESR {row['esr']:.4f}, {esr_grade(row['esr'])}")
     if args.json:
         _write_json(args.json, run, stream, rows, summary)
         print(f"written to {args.json}")
     return 0
 
 
-def evaluate(run: TrainedRun, stream: MixStream) -> list[Row]:
+def evaluate(run: TrainedRun, stream: Any) -> list[Row]:
     """Metrics of every item of the validation list, in its order."""
     task = TASKS[run.hp.task.name](run.hp, stream.constants())
     device = next(run.module.parameters()).device
@@ -73,7 +75,7 @@ def evaluate(run: TrainedRun, stream: MixStream) -> list[Row]:
         rows += [{"item": item, **row} for item, row in zip(items, metrics, strict=True) if item >= 0]
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
-            print(f"{len(rows)} of {run.hp.task.valid_items} items", flush=True)
+            print(f"{len(rows)} of {stream.num_valid_items} items", flush=True)
     return rows
 
 
@@ -111,7 +113,7 @@ def _print_table(rows: list[Row], summary: dict[str, Interval]) -> None:
 
 
 def _write_json(
-    path: Path, run: TrainedRun, stream: MixStream, rows: list[Row], summary: dict[str, Interval]
+    path: Path, run: TrainedRun, stream: Any, rows: list[Row], summary: dict[str, Interval]
 ) -> None:
     items = [{**_finite(row), "sources": stream.item_sources(int(row["item"]))} for row in rows]
     record = {

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enhancer.engine.launcher import is_first_rank
 from hparams.errors import UserError
@@ -28,10 +28,10 @@ EXIT_USER = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code."""
     options = parse(arguments)
-    from hparams.load import dump, load, preset_name
+    from hparams.load import dump, preset_name
 
     try:
-        hp = load(options.hparams, [text for texts in options.set for text in texts])
+        hp = load_for_corpus(options.hparams, [text for texts in options.set for text in texts])
     except UserError as error:
         if is_first_rank():
             print(f"error: {error}", file=sys.stderr)
@@ -96,13 +96,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
+    """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise."""
+    from hparams.load import load
+
+    hp = load(preset, overrides)
+    if hp.task.name != "pedal" or hp.pair_dir is None:
+        return hp
+    if isinstance(hp.pair_dir, Path) and not hp.pair_dir.is_dir():
+        return hp  # What is not there is told of when the data are opened.
+    from data_shards.corpus import Corpus
+
+    corpus = Corpus.open(hp.pair_dir, "pedal")
+    knobs = ", ".join(json.dumps(name) for name in corpus.takes[0].knobs)
+    return load(preset, [f"wav_rate={corpus.rate_hz}", f"task.knobs=[{knobs}]", *overrides])
+
+
 def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     """The task that `hp` names and this rank's share of its data."""
-    from data_shards.stream import open_stream, worker_count
+    from data_shards.stream import worker_count
     from enhancer.engine.session import say
     from enhancer.tasks import TASKS
+    from launch.common import open_data
 
-    stream: Any = open_stream(
+    stream = open_data(
         hp,
         rank=place.rank,
         world_size=place.world_size,

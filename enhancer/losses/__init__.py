@@ -1,1 +1,4 @@
-"""Losses f(estimate, target) -> scalar, normalised per example: the mean over ranks is the mean over rows."""
+"""Losses f(estimate, target) -> scalar.
+
+Normalised per example, so that the mean over ranks is the mean over rows; those of `device` over the whole batch.
+"""

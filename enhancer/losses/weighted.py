@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""f(estimate, target) -> scalar."""
+Loss = Callable[..., Tensor]
+"""f(estimate, target) -> scalar, or f(estimate, target, before)."""
 
 
 class WeightedLoss:
     """Sum of weight * loss over named terms. A term of weight 0 is never computed.
 
+    A loss with `hears_before` (see `enhancer.losses.device`) is also given what came before a chunk.
     Raises ValueError where a weight is negative or not finite, or where no term is left.
     """
 
@@ -27,12 +28,18 @@ class WeightedLoss:
                 f"no loss term of {sorted(terms)} has a weight above 0, so nothing would be learned"
             )
 
-    def __call__(self, estimate: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total to descend, and detached scalars: each term raw, and its share as `<name>_weighted`."""
+    def __call__(
+        self, estimate: Tensor, target: Tensor, before: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total to descend, and detached scalars: each term raw, and its share as `<name>_weighted`.
+
+        `before` is estimate and target before this chunk of a longer signal; None is silence.
+        """
         values: dict[str, Tensor] = {}
         shares: list[Tensor] = []
         for name, (weight, loss) in self.terms.items():
-            raw = loss(estimate, target)
+            hears_before = getattr(loss, "hears_before", False)
+            raw = loss(estimate, target, before) if hears_before else loss(estimate, target)
             shares.append(weight * raw)
             values[name] = raw.detach()
             values[f"{name}_weighted"] = shares[-1].detach()

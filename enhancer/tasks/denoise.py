@@ -18,7 +18,7 @@ from enhancer.signal.convolution import RirBank
 from enhancer.signal.mel import MelSpectrogram
 from enhancer.signal.mixing import Mix, mix
 from enhancer.tasks.figures import spectrogram_figure
-from hparams.schema import HParams
+from hparams.schema import DenoiseHParams, HParams
 
 NUM_SHOWN = 4
 NAN = float("nan")
@@ -33,17 +33,18 @@ class DenoiseTask:
     best_is_higher = True
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
-        self.hp = hp
+        assert isinstance(hp.task, DenoiseHParams), hp.task
+        self.hp, self.own = hp, hp.task
         rirs = (constants or {}).get("rir")
         self.bank = None if rirs is None or len(rirs) == 0 else RirBank(rirs)
         self.loss = WeightedLoss(
             {
-                "l1": (hp.task.l1_weight, waveform_l1),
-                "si_sdr": (hp.task.si_sdr_weight, negative_si_sdr),
-                "stft": (hp.task.stft_weight, MultiResolutionStft(hp.stft_cfgs)),
+                "l1": (self.own.l1_weight, waveform_l1),
+                "si_sdr": (self.own.si_sdr_weight, negative_si_sdr),
+                "stft": (self.own.stft_weight, MultiResolutionStft(hp.stft_cfgs)),
             }
         )
-        self.lead_samples = round(hp.task.lead_seconds * hp.wav_rate)
+        self.lead_samples = round(self.own.lead_seconds * hp.wav_rate)
         self.stft_distance = StftDistance(hp.stft_cfgs)
         self.log_mel_distance = LogMelDistance(
             MelSpectrogram(
@@ -60,11 +61,11 @@ class DenoiseTask:
     def build(self) -> dict[str, nn.Module]:
         """A fresh denoiser, which starts as the identity."""
         denoiser = MaskUNet(
-            width=self.hp.task.width,
-            window_samples=self.hp.task.window_size,
+            width=self.own.width,
+            window_samples=self.own.window_size,
             hop_samples=self.hp.hop_size,
             rate_hz=self.hp.wav_rate,
-            split_hz=self.hp.task.split_hz,
+            split_hz=self.own.split_hz,
         )
         return {self.main_module: denoiser}
 

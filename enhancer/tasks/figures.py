@@ -13,6 +13,22 @@ from enhancer.signal.stft import Stft
 FLOOR_DB = -90.0
 
 
+def overlay_figure(waves: Mapping[str, Tensor], rate_hz: int, start_seconds: float = 0.0) -> Any:
+    """Matplotlib figure of waves, each [T], on top of each other; the first is drawn wide and pale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, wave) in enumerate(waves.items()):
+        seconds = start_seconds + torch.arange(wave.shape[-1]) / rate_hz
+        style: dict[str, Any] = {"linewidth": 3.5, "alpha": 0.45} if number == 0 else {"linewidth": 1.0}
+        axis.plot(seconds.numpy(), wave.detach().float().cpu().numpy(), label=name, **style)
+    axis.set_xlabel("time (s)")
+    axis.set_ylabel("amplitude")
+    axis.legend(loc="upper right")
+    return figure
+
+
 def spectrogram_figure(waves: Mapping[str, Tensor], rate_hz: int) -> Any:
     """Matplotlib figure with one spectrogram a wave (each [T]), on one colour scale in dB below the loudest bin."""
     from matplotlib.figure import Figure

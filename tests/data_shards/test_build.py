@@ -204,7 +204,7 @@ def test_the_output_may_not_hold_other_things_or_another_kind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("codec", "mp3", "codec is 'mp3'; needed one of wav, flac"),
+        ("codec", "mp3", "codec is 'mp3'; needed one of wav, flac, wav32f"),
         ("rate_hz", 0, "--rate is 0; needed a number from 4000 to 1000000"),
         ("segment_seconds", 0.1, "--segment-seconds is 0.1; needed a number from 1.0 to 600.0"),
         ("max_reject", 2, "--max-reject is 2; needed a number from 0.0 to 1.0"),

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.io import wavfile
 
 from data_shards.dataset import DatasetInfo, parse_dataset, shard_info, write_dataset
 from data_shards.errors import CorpusError, DataError
@@ -265,3 +267,20 @@ def test_a_changed_dataset_is_refused(tmp_path, old, new, text):
     assert old in data
     with pytest.raises(CorpusError, match=text):
         parse_dataset(data.replace(old, new).encode(), "dataset.json")
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), max_size=50), st.integers(4000, 192_000))
+def test_a_float_member_is_what_scipy_and_libsndfile_read(values, rate_hz):
+    samples = np.array(values, np.float32)
+    data = encode(samples, rate_hz, "wav32f")
+    found_hz, found = wavfile.read(io.BytesIO(data))
+    assert found_hz == rate_hz and found.dtype == np.float32
+    np.testing.assert_array_equal(found, samples)
+    np.testing.assert_array_equal(soundfile.read(io.BytesIO(data), dtype="float32")[0], samples)
+    assert parse_wav_header(data[:44], "wav32f") == (len(samples), rate_hz)
+    with pytest.raises(ValueError, match="PCM16"):
+        parse_wav_header(data[:44])
+
+
+def test_levels_of_float_samples_may_pass_full_scale():
+    assert levels(np.array([3, -4, 0, 0], np.float32)) == (4.0, 2.5)

@@ -1,0 +1,89 @@
+"""Validation ESR of a pedal preset against training time on a real pair.
+
+    python -m bench.bench_pedal [--preset pedal_wavenet] [--minutes 10] [--ranks 1] [--set key=value ...]
+
+The pair is the Boss DS-1 of the optional folder of real recordings ($WAVEWRIGHT_SHARED, default ../shared): the first
+18 s train, the last 3 s validate. Prints ESR over time, the time to an ESR of 0.03, and the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.common import OUT, REPOSITORY, describe_machine, train_command
+from launch.build_shards import main as build_shards
+
+WANTED = {"pedal_lstm": 0.010, "pedal_wavenet": 0.005}
+THRESHOLD = 0.03
+
+
+def corpus() -> Path:
+    """The DS-1 as a corpus under bench/out. Exits with 2 where there is no recording."""
+    folder = Path(os.environ.get("WAVEWRIGHT_SHARED", REPOSITORY.parent / "shared")) / "audio" / "pedal"
+    if not folder.is_dir():
+        sys.exit(f"no real pairs at {folder}; set WAVEWRIGHT_SHARED to the folder above audio/pedal")
+    dry, wet = folder / "ds1-val-input.wav", folder / "ds1-val-target.wav"
+    command = [
+        "pedal",
+        "--dry",
+        str(dry),
+        "--wet",
+        str(wet),
+        "--output",
+        str(OUT / "ds1"),
+        "--valid-seconds",
+        "3",
+    ]
+    if code := build_shards(command):
+        sys.exit(code)
+    return OUT / "ds1"
+
+
+def main() -> int:
+    """Train, asking it to stop when the time is over, and print the curve; exit code 1 above the wanted ESR."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", choices=sorted(WANTED), default="pedal_wavenet")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further values of the run")
+    options = parser.parse_args()
+    describe_machine()
+    run_dir = OUT / options.preset
+    shutil.rmtree(run_dir, ignore_errors=True)
+    values = {"pair_dir": corpus(), **dict(text.split("=", 1) for text in options.set)}
+    command = train_command(run_dir, values, num_ranks=options.ranks, preset=options.preset)
+    started = time.time()
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        if time.time() - started > 60 * options.minutes:
+            (run_dir / "STOP").touch()
+        time.sleep(1)
+    return report(run_dir, started, WANTED[options.preset])
+
+
+def report(run_dir: Path, started: float, wanted: float) -> int:
+    """Print ESR over time from the run's metrics; 0 where the best is as wanted."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    curve = [
+        (record["unix_seconds"] - started, record["step"], record["summary"]["esr"]["mean"])
+        for record in records
+        if record["kind"] == "evaluation"
+    ]
+    for seconds, step, esr in curve:
+        print(f"{seconds:6.0f} s  step {step:6d}  validation ESR {esr:.4f}")
+    best = min(esr for _, _, esr in curve)
+    reached = [seconds for seconds, _, esr in curve if esr <= THRESHOLD]
+    when = f"after {reached[0]:.0f} s" if reached else "not reached"
+    print(f"best validation ESR {best:.4f} ({wanted:g} wanted); {THRESHOLD:g}: {when}")
+    return 0 if best <= wanted else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Write a trained device model for a plugin: python launch/export.py --run runs/ds1 --format nam --output ds1.nam
+
+nam (Neural Amp Modeler), rtneural, proteus (also NeuralPi and Automated-GuitarAmpModelling) and onnx. What a format
+cannot say is refused. A model with knobs is exported at one setting of them with `--knob`, or with its knobs where the
+format has some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from enhancer.engine.atomic import write_bytes
+from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Device, require_device
+from enhancer.export.fixed_knobs import at_knobs
+from enhancer.inference import TrainedRun, load_run
+from hparams.errors import UserError
+from hparams.schema import PedalHParams
+from launch.common import checkpoint_folder, knob_values, reports_user_errors
+
+FORMATS = ("nam", "rtneural", "proteus", "onnx")
+GEAR = ("name", "modeled_by", "gear_make", "gear_model", "gear_type", "tone_type")
+LEVELS = ("input_level_dbu", "output_level_dbu")
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder; name the file to write")
+    run = load_run(args.run, "cpu", checkpoint_folder(args.run, args.checkpoint))
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
+    device, description = described(run, args)
+    exported = importlib.import_module(f"enhancer.export.{args.format}").export(device, description)
+    for note in exported.notes:
+        print(f"note: {note}", file=sys.stderr)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(args.output, exported.data)
+    esr = "" if description.esr is None else f", validation ESR {description.esr:.4f}"
+    print(f"{args.output}: {run.checkpoint.name} of {args.run} at {run.hp.wav_rate} Hz{esr}")
+    return 0
+
+
+def described(run: TrainedRun, args: argparse.Namespace) -> tuple[Device, Description]:
+    """The model to export, at the knobs that are given, and what goes along with it."""
+    device = require_device(run.module)
+    assert isinstance(run.hp.task, PedalHParams), run.hp.task
+    names = run.hp.task.knobs
+    description = Description(
+        rate_hz=run.hp.wav_rate,
+        esr=_validation_esr(run),
+        knobs=names,
+        date=datetime.now(),
+        **{name: getattr(args, name) for name in (*GEAR, *LEVELS)},
+    )
+    if not args.knob:
+        return device, description
+    values = knob_values(names, args.knob).tolist()
+    settings = tuple(zip(names, values, strict=True))
+    return at_knobs(device, values), replace(description, knobs=(), settings=settings)
+
+
+def _validation_esr(run: TrainedRun) -> float | None:
+    """ESR of the checkpoint where it is the best so far, which is when it was judged; else None."""
+    state: dict[str, Any] = json.loads((run.checkpoint / "manifest.json").read_text("utf-8"))["state"]
+    is_judged = run.task.best_metric == "esr" and state.get("best_step") == run.step
+    return state["best"] if is_judged else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/export.py", description="Write a trained device model for a plugin."
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run folder of a training run")
+    parser.add_argument(
+        "--checkpoint", help="name of a checkpoint in the run, such as step-0000500; default: the best"
+    )
+    parser.add_argument("--format", choices=FORMATS, required=True, help="who is to play it")
+    parser.add_argument("--output", type=Path, required=True, help="file to write; replaced where it is")
+    parser.add_argument(
+        "--knob", action="append", default=[], metavar="NAME=VALUE", help="fix a knob; repeat for each"
+    )
+    words = {"gear_type": GEAR_TYPES, "tone_type": TONE_TYPES}
+    for name in GEAR:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", choices=words.get(name), help="goes along with the model"
+        )
+    for name in LEVELS:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=float, help="analog level, dBu, of full scale")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
