@@ -22,6 +22,7 @@ from launch.build_shards import main as build_shards
 
 WANTED = {"pedal_lstm": 0.010, "pedal_wavenet": 0.005}
 THRESHOLD = 0.03
+PREEMPTED = 75
 
 
 def corpus() -> Path:
@@ -65,6 +66,8 @@ def main() -> int:
         if time.time() - started > 60 * options.minutes:
             (run_dir / "STOP").touch()
         time.sleep(1)
+    if process.returncode not in (0, PREEMPTED):
+        sys.exit(f"training ended with {process.returncode}")
     return report(run_dir, started, WANTED[options.preset])
 
 
@@ -76,6 +79,8 @@ def report(run_dir: Path, started: float, wanted: float) -> int:
         for record in records
         if record["kind"] == "evaluation"
     ]
+    if not curve:
+        sys.exit("no evaluation before the time was over; lower eval_every")
     for seconds, step, esr in curve:
         print(f"{seconds:6.0f} s  step {step:6d}  validation ESR {esr:.4f}")
     best = min(esr for _, _, esr in curve)
