@@ -65,9 +65,9 @@ def resumes_exactly(backend: str, num_ranks: int) -> bool:
 def world_difference(losses: dict[str, float]) -> tuple[float, float]:
     """Largest difference of the loss between 1 rank x 8 and 2 ranks x 4 over ten steps: absolute, and of its size.
 
-    With the warm-up of the preset. Adam scales every gradient to its own size: at the full learning rate from the second
-    step on it would also make whole steps of those gradients that are nothing but rounding, as in layers behind a
-    branch that starts at zero, and two ranks round otherwise than one.
+    With the warm-up of the preset. Adam scales every gradient to its own size: at the full learning rate from the
+    second step on it would also make whole steps of those gradients that are nothing but rounding, as in layers
+    behind a branch that starts at zero, and two ranks round otherwise than one.
     """
     values = {**demo_corpora(), **SMALL, **losses, "warmup_steps": 100, "max_steps": 101}
     traces = []
