@@ -25,7 +25,7 @@ def overlay_figure(waves: Mapping[str, Tensor], rate_hz: int, start_seconds: flo
         axis.plot(seconds.numpy(), wave.detach().float().cpu().numpy(), label=name, **style)
     axis.set_xlabel("time (s)")
     axis.set_ylabel("amplitude")
-    axis.legend(loc="upper right")
+    figure.legend(loc="outside upper right", ncols=len(waves))
     return figure
 
 
