@@ -159,7 +159,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _validate(table: Mapping[str, Located]) -> HParams:
     named = table["task.name"].value if "task.name" in table else DEFAULT_KIND
-    kind = named if named in kinds() else DEFAULT_KIND
+    kind = named if isinstance(named, str) and named in kinds() else DEFAULT_KIND
     rules = rows(kind)
     problems = [
         _unknown_text(key, located, rules)

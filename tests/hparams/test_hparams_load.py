@@ -106,6 +106,8 @@ def test_set_reaches_the_task_by_dots_and_by_a_mapping_and_the_last_wins():
         ("precision=fp8", ["precision is fp8", "fp32, bf16"]),
         ("task=5", ["task is 5", "mapping", "width"]),
         ("task.name=vocode", ["task.name is vocode", "denoise"]),
+        ("task.name=[pedal]", ["task.name is ['pedal']", "denoise, pedal"]),
+        ("task.name=null", ["task.name is null", "denoise, pedal"]),
         ("seed=99999999999999999999", ["seed"]),
         ("win_size=4096", ["--set: win_size 4096 is above n_fft"]),
         ("nj", ["needed key=value"]),
