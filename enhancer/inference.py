@@ -56,7 +56,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path
         )
     hp = load(hparams_file)
     task = TASKS[hp.task.name](hp)
-    file_name = f"{task.main_module}.safetensors"
+    file_name = f"{task.main_module}{'.average' if hp.ema_decay else ''}.safetensors"
     notes: list[str] = []
     if checkpoint is None:
         folder, weights, notes = _first_whole(run_dir, file_name)

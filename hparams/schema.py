@@ -52,6 +52,13 @@ class DenoiseHParams:
     rir_prob: Annotated[
         Probability, Field(description="share of examples whose foreground is put into a room")
     ] = 0.5
+    early_ms: Annotated[
+        NonNegativeFloat,
+        Field(
+            description="the target keeps this much of its room, from the direct path on, and loses the reverberation "
+            "after it; 0 asks for the dry recording"
+        ),
+    ] = 50.0
     distort_prob: Annotated[
         Probability,
         Field(description="probability of each input distortion (EQ, band limit, overdrive, noise)"),
@@ -263,6 +270,15 @@ class HParams:
         Field(description="bf16 keeps fp32 master weights; autocast on the Accelerate backend"),
     ] = "fp32"
     zero_stage: Annotated[Literal[0, 1, 2, 3], Field(description="ZeRO stage of the DeepSpeed backend")] = 0
+    ema_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="share that a step keeps of the moving average of the weights, which is judged and used; "
+            "0 takes the weights of the step",
+        ),
+    ] = 0.0
     log_every: Annotated[Positive, Field(description="steps between logged lines")] = 10
     eval_every: Annotated[Positive, Field(description="steps between evaluations")] = 5000
     save_every: Annotated[Positive, Field(description="steps between checkpoints")] = 1000

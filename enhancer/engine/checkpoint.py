@@ -1,6 +1,7 @@
 """Checkpoints that appear whole or not at all, list their contents, and restore exactly or refuse.
 
-    RUN/checkpoints/step-0000500/   manifest.json, the backend's files, rng-rank00000.safetensors per rank
+    RUN/checkpoints/step-0000500/   manifest.json, the backend's files, NAME.average.safetensors where weights
+                                are averaged, rng-rank00000.safetensors per rank
                     LATEST, BEST    the name of one of the folders
 
 All ranks write into a folder of a temporary name. When every rank says that its files are written, rank 0
@@ -18,6 +19,7 @@ from typing import Any
 import safetensors.torch
 
 from enhancer.engine import atomic, distributed, host_rng, rng
+from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.manifest import (
     DamagedCheckpoint,
@@ -63,8 +65,11 @@ class Checkpoints:
         self.skipped: list[str] = []
         """What was wrong with the newer checkpoints that `latest_valid` passed over."""
 
-    def save(self, state: State, backend: Backend, is_best: bool = False) -> Path:
-        """Publish `state` and all that `backend` has as a new checkpoint. Called by all ranks; its folder.
+    def save(
+        self, state: State, backend: Backend, average: WeightAverage | None = None, is_best: bool = False
+    ) -> Path:
+        """Publish `state`, all that `backend` has and the `average` as a new checkpoint; its folder. Called by all
+        ranks.
 
         A whole checkpoint of the same step is left as it is, for there is no moment to replace it at which a
         kill would lose nothing. Raises SaveError on all ranks alike when one of them cannot write; nothing of
@@ -73,7 +78,9 @@ class Checkpoints:
         final = self.folder / folder_name(state.step)
         temporary = distributed.on_main(lambda: self._prepare(final))
         if temporary is not None:
-            problems = [text for text in distributed.all_gather(self._write(temporary, backend)) if text]
+            problems = [
+                text for text in distributed.all_gather(self._write(temporary, backend, average)) if text
+            ]
             record = {**self.record, **backend.describe()}
             distributed.on_main(lambda: self._publish(temporary, final, state, record, problems))
         distributed.on_main(lambda: self._point(final, is_best))
@@ -87,13 +94,17 @@ class Checkpoints:
         checkpoint, self.skipped = distributed.on_main(self._scan)
         return checkpoint
 
-    def restore(self, checkpoint: Checkpoint, backend: Backend) -> State:
-        """Put `checkpoint` into `backend` and the random generators; the state to go on from.
+    def restore(
+        self, checkpoint: Checkpoint, backend: Backend, average: WeightAverage | None = None
+    ) -> State:
+        """Put `checkpoint` into `backend`, the `average` and the random generators; the state to go on from.
 
         Called by all ranks. At another world size every rank goes on with the generators of rank 0. No code
         of the files is executed.
         """
         backend.load(checkpoint.folder)
+        if average is not None:
+            average.load(checkpoint.folder, checkpoint.state.step)
         same_size = checkpoint.record.get("world_size") == distributed.world_size()
         name = _RNG_FILE.format(rank=distributed.rank() if same_size else 0)
         states = safetensors.torch.load_file(checkpoint.folder / name)
@@ -130,10 +141,12 @@ class Checkpoints:
                 )
             return
 
-    def _write(self, temporary: Path, backend: Backend) -> str:
+    def _write(self, temporary: Path, backend: Backend, average: WeightAverage | None) -> str:
         """This rank's files; what went wrong, or nothing."""
         try:
             backend.save(temporary)
+            if average is not None and distributed.is_main():
+                average.save(temporary)
             states = {**rng.capture(), **host_rng.capture()}
             name = _RNG_FILE.format(rank=distributed.rank())
             atomic.write_bytes(temporary / name, safetensors.torch.save(states))

@@ -35,7 +35,7 @@ def fit(job: Job, state: State) -> Outcome:
     hp = job.hp
     saved_step = state.step
     clock = Clock(job.global_batch, job.seconds_per_example)
-    update = Update(job.backend, job.task.main_module, job.stop)
+    update = Update(job.backend, job.task.main_module, job.stop, job.average)
     job.run.status("running", state.step)
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
     batches = Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.monitor import Monitor
@@ -30,6 +31,8 @@ class Job:
     """Examples of one batch over all ranks."""
     seconds_per_example: float = 0.0
     """Length of an example, for the logged speed; 0 where it has none."""
+    average: WeightAverage | None = None
+    """Of the main module's weights, where `ema_decay` asks for one."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -40,7 +41,8 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
         return state, False
     job.monitor.say(f"evaluating at step {state.step}")
     media = job.monitor.media(state.step)
-    evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media)
+    with job.average.in_place() if job.average else nullcontext():
+        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media)
     if evaluation is None:
         job.monitor.event(state.step, "evaluation_abandoned", "evaluation given up: asked to stop")
         return state, True
@@ -51,7 +53,7 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     if not _is_better(value, state.best, job.task.best_is_higher):
         return state, False
     state = replace(state, best=value, best_step=state.step)
-    job.checkpoints.save(state, job.backend, is_best=True)
+    job.checkpoints.save(state, job.backend, job.average, is_best=True)
     return state, False
 
 
@@ -63,7 +65,7 @@ def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool
 
 def save(job: Job, state: State) -> int:
     """Publish a checkpoint of `state`; its step."""
-    folder = job.checkpoints.save(state, job.backend)
+    folder = job.checkpoints.save(state, job.backend, job.average)
     job.monitor.event(state.step, "saved", f"checkpoint {folder.name} saved")
     return state.step
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from enhancer.engine.average import AVERAGE
 from enhancer.engine.backend import WEIGHTS
 from enhancer.engine.checkpoint import BEST, LATEST, Checkpoint
 from enhancer.engine.manifest import DamagedCheckpoint, verify
@@ -69,21 +70,19 @@ def check_resume(
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     """Weights of module `name` in `path`; no code of the file is executed. Raises UserError.
 
-    `path` is a run folder (its best checkpoint, else its latest), a checkpoint folder or a .safetensors file. A
-    checkpoint that is not what its manifest says is refused.
+    `path` is a run folder (its best checkpoint, else its latest), a checkpoint folder or a .safetensors file; of
+    averaged weights the average. A checkpoint that is not what its manifest says is refused.
     """
+    averaged = AVERAGE.format(name=name)
+    if path.is_dir() and (_checkpoint_folder(path) / averaged).is_file():
+        return read_weights_file(_weights_file(path, averaged))
     return read_weights_file(_weights_file(path, WEIGHTS.format(name=name)))
 
 
 def _weights_file(path: Path, file_name: str) -> Path:
     if path.is_file():
         return path
-    checkpoints = path / "checkpoints"
-    for pointer in (BEST, LATEST):
-        if (checkpoints / pointer).is_file():
-            # Only the last part counts, so that a pointer cannot lead out of the folder.
-            path = checkpoints / Path((checkpoints / pointer).read_text("utf-8").strip()).name
-            break
+    path = _checkpoint_folder(path)
     if not (path / file_name).is_file():
         raise UserError(
             f"{path}: no {file_name} there; needed a run folder with a checkpoint, a checkpoint folder, "
@@ -96,6 +95,16 @@ def _weights_file(path: Path, file_name: str) -> Path:
             f"{error}; give another checkpoint folder of that run, or copy this one again"
         ) from error
     return path / file_name
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    """The best checkpoint, else the latest, of the run folder `path`; `path` itself where it is none."""
+    checkpoints = path / "checkpoints"
+    for pointer in (BEST, LATEST):
+        if (checkpoints / pointer).is_file():
+            # Only the last part counts, so that a pointer cannot lead out of the folder.
+            return checkpoints / Path((checkpoints / pointer).read_text("utf-8").strip()).name
+    return path
 
 
 def _listed(counts: list[int]) -> str:

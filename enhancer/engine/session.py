@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from enhancer.engine import distributed, launcher
+from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoint, Checkpoints
 from enhancer.engine.fit import fit
@@ -157,7 +158,8 @@ class _Session:
             fingerprint=stream.fingerprint,
             hparams=flat_values(hp),
         )
-        state = self._resume(checkpoints, checkpoint, backend, stream.fingerprint)
+        average = _average(hp, task, backend)
+        state = self._resume(checkpoints, checkpoint, backend, average, stream.fingerprint)
         monitor = distributed.together(lambda: Monitor.open(run.folder, hp.max_steps, state.step))
         stack.callback(monitor.close)
         _announce(monitor, task, backend, state, checkpoint)
@@ -172,6 +174,7 @@ class _Session:
             stop=stop,
             global_batch=batch_size * world_size,
             seconds_per_example=self.options.seconds_per_example,
+            average=average,
         )
         return job, state
 
@@ -196,13 +199,29 @@ class _Session:
         return task, stream, backend
 
     def _resume(
-        self, checkpoints: Checkpoints, checkpoint: Checkpoint | None, backend: Backend, fingerprint: str
+        self,
+        checkpoints: Checkpoints,
+        checkpoint: Checkpoint | None,
+        backend: Backend,
+        average: WeightAverage | None,
+        fingerprint: str,
     ) -> State:
         if checkpoint is None:
             return State()
         allow_data_change = self.options.allow_data_change
         check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
-        return checkpoints.restore(checkpoint, backend)
+        return checkpoints.restore(checkpoint, backend, average)
+
+
+def _average(hp: HParams, task: Task, backend: Backend) -> WeightAverage | None:
+    if not hp.ema_decay:
+        return None
+    if backend.is_sharded:
+        raise UserError(
+            f"ema_decay is {hp.ema_decay}, but zero_stage 3 splits the weights that it averages; set zero_stage to 2 "
+            "or less, or ema_decay to 0"
+        )
+    return WeightAverage(task.main_module, backend.raw_modules[task.main_module], hp.ema_decay)
 
 
 def _load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:

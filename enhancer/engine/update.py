@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enhancer.engine import distributed
+from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.guard import Flags, StepAborted
 from enhancer.engine.stop import Stop
@@ -54,8 +55,11 @@ class StepModules(Modules):
 class Update:
     """The `update` of a run. `begin` opens a batch; the attributes then tell what happened to it."""
 
-    def __init__(self, backend: Backend, main_module: str, stop: Stop) -> None:
+    def __init__(
+        self, backend: Backend, main_module: str, stop: Stop, average: WeightAverage | None = None
+    ) -> None:
         self._backend = backend
+        self._average = average
         self._main_module = main_module
         self._stop = stop
         self.begin()
@@ -91,7 +95,10 @@ class Update:
             self.skipped.append(f"loss or gradient of {name} not finite")
             return
         self.gradient_norms[name] = norm
-        self.main_steps += name == self._main_module
+        if name == self._main_module:
+            self.main_steps += 1
+            if self._average is not None:
+                self._average.update()
 
     def _is_bad_anywhere(self, loss: Tensor) -> bool:
         # One process has nobody to agree with, and the backend looks at the loss together with the norm: a device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,21 +58,28 @@ class RirBank:
         Rows of index -1 are returned bit for bit. `index` may live on another device than `wave`; on the CPU
         it costs no wait for the accelerator. Raises ValueError where an index names no response.
         """
+        return self.apply_first(wave, index, (self.rirs.shape[1],))[0]
+
+    def apply_first(self, wave: WaveBatch, index: RowIndex, taps: Sequence[int]) -> list[WaveBatch]:
+        """As `apply`, once for each number in `taps`, with the responses cut to so many taps."""
         rows = (index >= 0).nonzero().squeeze(1)
         if not len(rows):
-            return wave
+            return [wave for _ in taps]
         rooms = index[rows]
         if int(rooms.max()) >= len(self):
             raise ValueError(f"rir index {int(rooms.max())} but the bank holds {len(self)} responses")
-        rows = rows.to(wave.device)
+        rooms, rows = rooms.to(self.rirs.device), rows.to(wave.device)
         length = wave.shape[-1]
         # Taps from T on cannot reach a sample that is kept.
-        taps = min(self.rirs.shape[1], length)
-        n_fft = fast_fft_length(length + taps - 1)
+        taps = [min(number, length, self.rirs.shape[1]) for number in taps]
+        n_fft = fast_fft_length(length + max(taps) - 1)
         spectrum = torch.fft.rfft(wave.index_select(0, rows), n=n_fft)
-        spectrum *= self._spectrum(rooms.to(self.rirs.device), taps, n_fft)
-        wet = torch.fft.irfft(spectrum, n=n_fft)[:, :length]
-        return wave.index_copy(0, rows, wet)
+        return [
+            wave.index_copy(
+                0, rows, torch.fft.irfft(spectrum * self._spectrum(rooms, number, n_fft), n=n_fft)[:, :length]
+            )
+            for number in taps
+        ]
 
     def _spectrum(self, rooms: Tensor, taps: int, n_fft: int) -> Tensor:
         if len(self) * (n_fft // 2 + 1) * 8 > CACHE_BYTES:

@@ -1,8 +1,8 @@
 """From raw crops and drawn parameters to what the model hears and what it should say.
 
 The foreground the model hears goes through a room and a bad recording chain, then a background is added. The
-target is the dry, undistorted foreground: aligned, since the room's direct path has no delay, and scaled by
-the very gain the mixture is scaled by, so that a mask of at most 1 can reach it.
+target is the undistorted foreground with the first reflections of its room: aligned, since the room's direct
+path has no delay, and scaled by the very gain the mixture is scaled by, so that a mask of at most 1 can reach it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Mix:
     target: WaveBatch
 
 
-def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int) -> Mix:
+def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int, early_samples: int = 1) -> Mix:
     """Mixtures and targets of a batch of the mix stream; all rows at once, on the device of `batch["fg"]`.
 
     | key | shape | meaning |
@@ -62,6 +62,7 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int) -> Mix:
     | drive_db | float [B] | `distortion.overdrive` |
     | noise_snr_db, noise_seed | float, int64 [B] | `distortion.add_noise` |
 
+    Of a room the target keeps the first `early_samples` taps, the direct path included: 1 makes it dry.
     Where the foreground is silent the target is zero and the mixture is the background at `level_db`; where
     the background is silent the mixture is the foreground. The gain is at most MAX_GAIN_DB, and less where
     the mixture's peak would pass PEAK, except for pair rows that keep their level. Raises ValueError where a
@@ -71,7 +72,8 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int) -> Mix:
     foreground, background = _to_float(batch["fg"]), _to_float(batch["bg"])
     is_pair, level_db = batch["is_pair"], batch["level_db"]
 
-    heard = distort(_in_room(foreground, bank, host), host, rate_hz)
+    heard, target = _in_room(foreground, bank, host, early_samples)
+    heard = distort(heard, host, rate_hz)
     background_gain = gain_for_snr(heard, background, batch["snr_db"])
     heard = add_noise(heard, host["noise_snr_db"], host["noise_seed"])
     mixture = torch.addcmul(heard, background, background_gain[:, None])
@@ -82,7 +84,7 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int) -> Mix:
     gain = gain_for_level(mixture, level_db, MAX_GAIN_DB)
     headroom = (PEAK / (gain * torch.linalg.vector_norm(mixture, ord=torch.inf, dim=-1))).clamp(max=1)
     gain = (gain * torch.where(is_pair & level_db.isnan(), 1.0, headroom))[:, None]
-    return Mix(mixture=mixture.mul_(gain), target=foreground.mul_(gain))
+    return Mix(mixture=mixture.mul_(gain), target=target * gain)
 
 
 def distort(wave: WaveBatch, host: Mapping[str, Tensor], rate_hz: int) -> WaveBatch:
@@ -106,17 +108,24 @@ def distort(wave: WaveBatch, host: Mapping[str, Tensor], rate_hz: int) -> WaveBa
     return wave.index_copy(0, rows, bad * makeup[:, None])
 
 
-def _in_room(wave: WaveBatch, bank: RirBank | None, host: Mapping[str, Tensor]) -> WaveBatch:
+def _in_room(
+    wave: WaveBatch, bank: RirBank | None, host: Mapping[str, Tensor], early_samples: int
+) -> tuple[WaveBatch, WaveBatch]:
+    """The foreground as the room makes it, and with the first `early_samples` taps of the room alone."""
     index, gain_db = host["rir"], host["room_gain_db"]
     if bank is None:
         if bool((index >= 0).any()):
             raise ValueError("a row of the batch asks for a room, but there is no bank of impulse responses")
-        return wave
-    wet = bank.apply(wave, index)
+        return wave, wave
+    if early_samples <= 1:
+        wet, early = bank.apply(wave, index), wave
+    else:
+        wet, early = bank.apply_first(wave, index, (bank.rirs.shape[1], early_samples))
     if not bool(gain_db.any()):
-        return wet
+        return wet, early
     # The direct path is 1 at sample 0, so what the room adds is the difference.
-    return torch.lerp(wave, wet, db_to_gain(gain_db)[:, None].to(wave))
+    room_gain = db_to_gain(gain_db)[:, None].to(wave)
+    return torch.lerp(wave, wet, room_gain), early if early is wave else torch.lerp(wave, early, room_gain)
 
 
 def _to_float(pcm: PcmBatch) -> WaveBatch:

@@ -45,6 +45,7 @@ class DenoiseTask:
             }
         )
         self.lead_samples = round(self.own.lead_seconds * hp.wav_rate)
+        self.early_samples = max(1, round(self.own.early_ms / 1000 * hp.wav_rate))
         self.stft_distance = StftDistance(hp.stft_cfgs)
         self.log_mel_distance = LogMelDistance(
             MelSpectrogram(
@@ -80,7 +81,7 @@ class DenoiseTask:
 
     def mix(self, batch: Mapping[str, Tensor]) -> Mix:
         """Mixture and target, each [B, T], of the drawn crops and parameters in `batch`."""
-        return mix(batch, self.bank, self.hp.wav_rate)
+        return mix(batch, self.bank, self.hp.wav_rate, self.early_samples)
 
     def step(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], update: Any

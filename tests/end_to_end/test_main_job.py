@@ -109,7 +109,10 @@ def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def weights(run: Path, step: int = 10) -> dict[str, np.ndarray]:
-    return load_file(run / "checkpoints" / f"step-{step:07d}" / "denoiser.safetensors")
+    """Those that the next step starts from and their moving average."""
+    folder = run / "checkpoints" / f"step-{step:07d}"
+    average = load_file(folder / "denoiser.average.safetensors")
+    return load_file(folder / "denoiser.safetensors") | {f"average of {key}": value for key, value in average.items()}
 
 
 @pytest.fixture(scope="module")

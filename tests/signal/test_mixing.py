@@ -69,30 +69,33 @@ def rirs(random):
     return rirs
 
 
-def test_a_reverberant_mix_is_what_scipy_makes_row_by_row(rirs):
+@pytest.mark.parametrize("early_samples", [1, 230, 5000])
+def test_a_reverberant_mix_is_what_scipy_makes_row_by_row(rirs, early_samples):
     rows = [
         {"rir": 2, "snr_db": 5.0, "level_db": -25.0},
         {"rir": -1, "snr_db": -12.0, "level_db": -38.0, "fg": noise(0.1, 7)},
         {"rir": 0, "snr_db": 12.0, "level_db": -20.0, "bg": noise(0.001, 9)},
     ]
     batch = batch_of(*rows)
-    mixed = mix(batch, RirBank(rirs), RATE_HZ)
+    mixed = mix(batch, RirBank(rirs), RATE_HZ, early_samples)
     for row, wanted in enumerate(rows):
         dry, background = unit(batch["fg"][row]), unit(batch["bg"][row])
-        wet = dry
+        wet = early = dry
         if wanted["rir"] >= 0:
-            wet = scipy.signal.fftconvolve(dry, rirs[wanted["rir"]].double().numpy())[:LENGTH]
+            room = rirs[wanted["rir"]].double().numpy()
+            wet = scipy.signal.fftconvolve(dry, room)[:LENGTH]
+            early = scipy.signal.fftconvolve(dry, room[:early_samples])[:LENGTH]
         background = background * np.sqrt(
             np.sum(wet**2) / np.sum(background**2) / 10 ** (wanted["snr_db"] / 10)
         )
         gain = 10 ** (wanted["level_db"] / 20) / np.sqrt(np.mean((wet + background) ** 2))
         np.testing.assert_allclose(mixed.mixture[row].numpy(), gain * (wet + background), atol=1e-6)
-        np.testing.assert_allclose(mixed.target[row].numpy(), gain * dry, atol=1e-6)
+        np.testing.assert_allclose(mixed.target[row].numpy(), gain * early, atol=1e-6)
 
 
 def test_the_gain_of_a_room_leaves_the_direct_path_and_scales_the_rest(rirs):
     batch = batch_of({"rir": 1, "room_gain_db": -12.0, "level_db": -25.0}, {"rir": -1}, {"rir": 0})
-    mixed = mix(batch, RirBank(rirs), RATE_HZ)
+    mixed = mix(batch, RirBank(rirs), RATE_HZ, 100)
     near = rirs[1].double().numpy().copy()
     near[1:] *= 10 ** (-12 / 20)
     dry, background = unit(batch["fg"][0]), unit(batch["bg"][0])
@@ -100,8 +103,10 @@ def test_the_gain_of_a_room_leaves_the_direct_path_and_scales_the_rest(rirs):
     mixture = wet + background * np.sqrt(np.sum(wet**2) / np.sum(background**2))
     gain = 10 ** (-25 / 20) / np.sqrt(np.mean(mixture**2))
     np.testing.assert_allclose(mixed.mixture[0].numpy(), gain * mixture, atol=1e-6)
+    early = scipy.signal.fftconvolve(dry, near[:100])[:LENGTH]
+    np.testing.assert_allclose(mixed.target[0].numpy(), gain * early, atol=1e-6)
     # The other rows are what they are without it, bit for bit.
-    plain = mix({**batch, "room_gain_db": torch.zeros(3)}, RirBank(rirs), RATE_HZ)
+    plain = mix({**batch, "room_gain_db": torch.zeros(3)}, RirBank(rirs), RATE_HZ, 100)
     assert torch.equal(mixed.mixture[1:], plain.mixture[1:])
 
 
