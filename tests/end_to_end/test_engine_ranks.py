@@ -33,12 +33,12 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     ("backend", "num_ranks", "values"),
     [
         ("accelerate", 1, ()),
-        ("accelerate", 2, ()),
-        ("deepspeed", 1, ()),
+        ("accelerate", 2, ("ema_decay=0.9",)),
+        ("deepspeed", 1, ("ema_decay=0.9",)),
         ("deepspeed", 2, ()),
         ("deepspeed", 1, ("precision=bf16",)),
-        ("deepspeed", 2, ("zero_stage=1", "precision=bf16")),
-        ("deepspeed", 2, ("zero_stage=2",)),
+        ("deepspeed", 2, ("zero_stage=1", "precision=bf16", "ema_decay=0.9")),
+        ("deepspeed", 2, ("zero_stage=2", "ema_decay=0.9")),
         ("deepspeed", 2, ("zero_stage=3",)),
         ("deepspeed", 2, ("zero_stage=3", "precision=bf16")),
     ],
@@ -55,12 +55,20 @@ def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backen
     assert [record["name"] for record in records(parts, "event")].count("resumed") == 1
     for kind in ("step", "evaluation"):
         assert records(parts, kind) == records(whole, kind)
-    for name in ("generator", "judge"):
+    averaged = [name for name in ("generator.average",) if any(value.startswith("ema") for value in values)]
+    for name in ("generator", "judge", *averaged):
         expected = load_file(whole / "checkpoints" / "step-0000010" / f"{name}.safetensors")
         found = load_file(parts / "checkpoints" / "step-0000010" / f"{name}.safetensors")
         assert expected.keys() == found.keys()
         for key, value in expected.items():
             assert torch.equal(value, found[key]), f"{name}.{key}"
+
+
+def test_an_average_of_split_weights_is_refused_in_words(tmp_path):
+    for ended in run_ranks(
+        "deepspeed", 1, tmp_path / "run", "--set", "zero_stage=3", "--set", "ema_decay=0.9"
+    ):
+        assert ended.code == 2 and "set zero_stage to 2 or less, or ema_decay to 0" in ended.text
 
 
 @pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])

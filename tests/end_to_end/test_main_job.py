@@ -112,7 +112,9 @@ def weights(run: Path, step: int = 10) -> dict[str, np.ndarray]:
     """Those that the next step starts from and their moving average."""
     folder = run / "checkpoints" / f"step-{step:07d}"
     average = load_file(folder / "denoiser.average.safetensors")
-    return load_file(folder / "denoiser.safetensors") | {f"average of {key}": value for key, value in average.items()}
+    return load_file(folder / "denoiser.safetensors") | {
+        f"average of {key}": value for key, value in average.items()
+    }
 
 
 @pytest.fixture(scope="module")
