@@ -39,6 +39,7 @@ class Outcome:
     status: str
     state: State
     reason: str = ""
+    """Why, where that is not max_steps."""
 
     @property
     def exit_code(self) -> int:
