@@ -12,7 +12,8 @@ def deepspeed_config(hp: HParams) -> dict[str, Any]:
     """DeepSpeed configuration dict of `hp`. Keys beyond the first four appear only when a field asks.
 
     `gradient_clipping` is always emitted: DeepSpeed clips at 1.0 where it is absent. Warm-up is linear
-    because DeepSpeed's own default is logarithmic. What the machine asks for the backend adds, not HParams.
+    because DeepSpeed's own default is logarithmic. With decay on a plateau, which DeepSpeed does not have, the
+    schedule is WarmupLR, whose upper end the backend lowers. What the machine asks for the backend adds, not HParams.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": hp.batch_size_per_gpu,
@@ -29,6 +30,9 @@ def deepspeed_config(hp: HParams) -> dict[str, Any]:
         },
         "gradient_clipping": hp.gradient_clipping,
     }
+    if hp.lr_plateau_patience:
+        config["scheduler"]["type"] = "WarmupLR"
+        del config["scheduler"]["params"]["total_num_steps"]
     if hp.zero_stage:
         config["zero_optimization"] = {"stage": hp.zero_stage}
     if hp.precision == "bf16":

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from hparams import agam
 from hparams.errors import UserError
 from hparams.fields import DEFAULT_KIND, FieldRow, adapter, flat_values, kinds, rows, sections
 from hparams.schema import HParams
@@ -26,15 +27,45 @@ EXTENDS = "extends"
 Rules = Mapping[str, FieldRow]
 
 
-def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> HParams:
+def load(
+    name_or_path: str | Path, overrides: Sequence[str] = (), recordings: agam.Recordings | None = None
+) -> HParams:
     """HParams of a preset (`base`) or a YAML file (`my/run.yaml`), then each `key=value` of `overrides`.
 
     A file may start from another by `extends: NAME_OR_PATH`, a path being relative to the file that says it.
+    A JSON file is a configuration of Automated-GuitarAmpModelling, whose epochs need `recordings` (see `hparams.agam`).
     Raises UserError that lists everything found wrong.
     """
+    return _validate(_read(name_or_path, overrides, recordings))
+
+
+def peek(name_or_path: str | Path, overrides: Sequence[str], keys: Sequence[str]) -> list[Any]:
+    """What `load` would find for each of `keys`, None for one that nobody gives; no value is checked.
+
+    Raises UserError where something cannot be read.
+    """
+    table = _read(name_or_path, overrides, None)
+    return [table[key].value if key in table else None for key in keys]
+
+
+def converted(name_or_path: str | Path, recordings: agam.Recordings | None = None) -> agam.Conversion | None:
+    """What became of a configuration of Automated-GuitarAmpModelling; None for any other. Raises UserError."""
     path, name = _find(name_or_path, Path())
-    table = _merge_all([*_chain(path, name), *(parse_override(text) for text in overrides)])
-    return _validate(table)
+    if path.suffix != agam.SUFFIX:
+        return None
+    base = {key: row.default for key, row in rows("pedal").items()}
+    base |= {key: located.value for key, located in _read(agam.BASE, (), None).items()}
+    return agam.convert(path, name, base, recordings)
+
+
+def _read(
+    name_or_path: str | Path, overrides: Sequence[str], recordings: agam.Recordings | None
+) -> dict[str, Located]:
+    if old := converted(name_or_path, recordings):
+        tables = [*_chain(*_find(agam.BASE, Path())), old.table]
+    else:
+        tables = _chain(*_find(name_or_path, Path()))
+    return _merge_all([*tables, *(parse_override(text) for text in overrides)])
 
 
 def loads(text: str, name: str = "hparams") -> HParams:
@@ -84,7 +115,7 @@ _Dumper.add_representer(list, _represent_list)
 
 
 def _is_path(text: str) -> bool:
-    return "/" in text or "\\" in text or text.endswith((".yaml", ".yml"))
+    return "/" in text or "\\" in text or text.endswith((".yaml", ".yml", agam.SUFFIX))
 
 
 def _find(name_or_path: str | Path, folder: Path) -> tuple[Path, str]:
@@ -97,7 +128,7 @@ def _find(name_or_path: str | Path, folder: Path) -> tuple[Path, str]:
             return path, str(path)
         hint = f"; the preset of that name is --hparams {path.stem}" if path.stem in presets else ""
         raise UserError(
-            f"{path}: no such file{hint}. Give a preset ({', '.join(presets)}) or a path to a YAML file"
+            f"{path}: no such file{hint}. Give a preset ({', '.join(presets)}) or a path to a YAML or JSON file"
         )
     if text in presets:
         return PRESETS_DIR / f"{text}.yaml", f"hparams/{text}.yaml"

@@ -249,8 +249,28 @@ class HParams:
     max_lr: Annotated[PositiveFloat, Field(description="learning rate after the warm-up")] = 1e-4
     warmup_steps: Annotated[Positive, Field(description="steps from min_lr to max_lr")] = 1000
     max_steps: Annotated[
-        Positive, Field(description="steps of the whole run; the learning rate is back at min_lr there")
+        Positive,
+        Field(
+            description="steps of the whole run; the learning rate is back at min_lr there unless "
+            "lr_plateau_patience is set"
+        ),
     ] = 1_000_000
+    lr_plateau_patience: Annotated[
+        NonNegative,
+        Field(
+            description="evaluations in a row without a new best after which the learning rate is lowered, never "
+            "below min_lr; 0: it falls from step to step instead"
+        ),
+    ] = 0
+    lr_plateau_factor: Annotated[
+        float, Field(gt=0, lt=1, description="factor by which it is lowered on such a plateau")
+    ] = 0.5
+    early_stop_patience: Annotated[
+        NonNegative,
+        Field(
+            description="evaluations in a row without a new best after which the run is finished; 0: only at max_steps"
+        ),
+    ] = 0
     gradient_clipping: Annotated[
         NonNegativeFloat, Field(description="largest gradient norm; 0 turns clipping off")
     ] = 1.0

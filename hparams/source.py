@@ -1,4 +1,4 @@
-"""YAML text as a flat table of dotted keys, each with the place it was written at.
+"""YAML text as a flat table of dotted keys, each with the place it was written at; and strict JSON.
 
 Scalars are read by the YAML 1.2 core rules, because those of YAML 1.1 surprise: there `1e-3` is a string,
 `yes` a truth value, `010` is eight and `1:30` is ninety. Digits may be grouped by underscores. Anchors,
@@ -7,7 +7,9 @@ aliases and tags are refused: a preset has no use for them, and they are where Y
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,27 @@ def read_file(path: Path, name: str) -> dict[str, Located]:
     return parse(text, name)
 
 
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in the file at `path`; `name` stands for it in messages. Raises UserError."""
+    try:
+        content = json.loads(
+            path.read_bytes().decode("utf-8-sig"),
+            object_pairs_hook=_without_doubles,
+            parse_constant=_no_number,
+        )
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); give a readable JSON file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{name}:{error.lineno}: not valid JSON: {error.msg}; correct the text there"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: cannot be read as JSON: {error}; correct the file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: the file must be a JSON object, {{...}}")
+    return content
+
+
 def parse(text: str, name: str) -> dict[str, Located]:
     """Flat table of YAML `text`: `{"task.width": Located(4, "name:3")}`.
 
@@ -114,6 +137,20 @@ def resolve_plain(text: str) -> Any:
     if text in (".nan", ".NaN", ".NAN"):
         return float("nan")
     return text
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} is given twice")
+    if any(_UNUSABLE.search(text) for pair in pairs for text in pair if isinstance(text, str)):
+        raise ValueError("a text holds a control character")
+    return found
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:

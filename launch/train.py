@@ -18,6 +18,7 @@ from enhancer.engine.launcher import is_first_rank
 from hparams.errors import UserError
 
 if TYPE_CHECKING:
+    from data_shards.corpus import Corpus
     from enhancer.engine.session import Place
     from enhancer.engine.task import Stream, Task
     from hparams.schema import HParams
@@ -60,7 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--hparams",
         default="base",
         metavar="NAME_OR_PATH",
-        help="preset, or path of a YAML file; default base",
+        help="preset, or path of a YAML file or of an Automated-GuitarAmpModelling configuration (.json); default base",
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder; default runs/<preset>")
     parser.add_argument(
@@ -97,19 +98,44 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
-    """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise."""
-    from hparams.load import load
+    """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise.
 
-    hp = load(preset, overrides)
-    if hp.task.name != "pedal" or hp.pair_dir is None:
-        return hp
-    if isinstance(hp.pair_dir, Path) and not hp.pair_dir.is_dir():
-        return hp  # What is not there is told of when the data are opened.
+    What a configuration of Automated-GuitarAmpModelling was read as is told on stderr.
+    """
+    from hparams.load import converted, load
+
+    corpus = _device_corpus(preset, overrides)
+    recordings = None
+    if corpus is not None:
+        from hparams.agam import Recordings
+
+        knobs = tuple(corpus.takes[0].knobs)
+        frames = corpus.frames[corpus.split(0.5).train]
+        recordings = Recordings(corpus.rate_hz, len(knobs), tuple(frames.tolist()))
+        own = [f"wav_rate={corpus.rate_hz}", f"task.knobs={json.dumps(knobs)}"]
+        overrides = [*own, *overrides]
+    hp = load(preset, overrides, recordings)
+    old = converted(preset, recordings)
+    if old is not None and is_first_rank():
+        print(f"{old.text}\n  Values of --set come on top.", file=sys.stderr)
+    return hp
+
+
+def _device_corpus(preset: str, overrides: list[str]) -> Corpus | None:
+    """The corpus of a device to learn; None for other tasks, and where there is none yet.
+
+    Looked for before the values are checked, for what is possible depends on its rate.
+    """
+    from hparams.load import peek
+    from hparams.place import corpus_place
+
+    task, given = peek(preset, overrides, ("task.name", "pair_dir"))
+    place = corpus_place(given) if isinstance(given, str) else None
+    if task != "pedal" or place is None or (isinstance(place, Path) and not place.is_dir()):
+        return None  # What is not there is told of when the data are opened.
     from data_shards.corpus import Corpus
 
-    corpus = Corpus.open(hp.pair_dir, "pedal")
-    knobs = ", ".join(json.dumps(name) for name in corpus.takes[0].knobs)
-    return load(preset, [f"wav_rate={corpus.rate_hz}", f"task.knobs=[{knobs}]", *overrides])
+    return Corpus.open(place, "pedal")
 
 
 def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:

@@ -69,8 +69,7 @@ class AccelerateBackend:
             for name in modules
         }
         self._steps = dict.fromkeys(modules, 0)
-        for name in modules:
-            self._set_learning_rate(name)
+        self.set_max_lr(hp.max_lr)
 
     def backward(self, name: str, loss: Tensor) -> None:
         """See Backend."""
@@ -93,6 +92,12 @@ class AccelerateBackend:
     def learning_rate(self, name: str) -> float:
         """See Backend."""
         return self._optimizers[name].param_groups[0]["lr"]
+
+    def set_max_lr(self, rate: float) -> None:
+        """See Backend."""
+        self._max_lr = rate
+        for name in self._steps:
+            self._set_learning_rate(name)
 
     def save(self, folder: Path) -> None:
         """See Backend. All ranks hold the same state, so rank 0 writes it."""
@@ -125,9 +130,9 @@ class AccelerateBackend:
         rate = learning_rate(
             self._steps[name],
             min_lr=hp.min_lr,
-            max_lr=hp.max_lr,
+            max_lr=self._max_lr,
             warmup_steps=hp.warmup_steps,
-            max_steps=hp.max_steps,
+            max_steps=None if hp.lr_plateau_patience else hp.max_steps,
         )
         for group in self._optimizers[name].param_groups:
             group["lr"] = rate

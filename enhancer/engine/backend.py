@@ -50,6 +50,9 @@ class Backend(Protocol):
     def learning_rate(self, name: str) -> float:
         """Rate of the next step of `name` (its first parameter group)."""
 
+    def set_max_lr(self, rate: float) -> None:
+        """Make `rate` the one after the warm-up, for all modules and from the next step on."""
+
     def save(self, folder: Path) -> None:
         """Write this backend's own files into the existing `folder`: weights of every module as
         `NAME.safetensors` (written by rank 0), optimisers and schedules, per rank where they are split.

@@ -96,6 +96,15 @@ class DeepSpeedBackend:
         """See Backend."""
         return self._engines[name].optimizer.param_groups[0]["lr"]
 
+    def set_max_lr(self, rate: float) -> None:
+        """See Backend."""
+        for engine in self._engines.values():
+            schedule = engine.lr_scheduler
+            schedule.max_lrs = [rate for _ in schedule.min_lrs]
+            schedule.delta_lrs = [rate - low for low in schedule.min_lrs]
+            if schedule.last_batch_iteration >= 0:  # Before the first step the rate is min_lr whatever comes.
+                schedule.step(schedule.last_batch_iteration)
+
     def save(self, folder: Path) -> None:
         """See Backend. Below ZeRO 1 all ranks hold the same state, so rank 0 writes it."""
         # Gathered before anything is written: a rank that cannot write leaves, and the others must not wait for it.

@@ -1,4 +1,4 @@
-"""The training loop: from a state to the last step, a stop request, or divergence."""
+"""The training loop: from a state to the last step, an early stop, a stop request, or divergence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from enhancer.engine.milestones import (
     diverged,
     end,
     evaluate_if_due,
+    finished,
+    is_over,
     log_step,
+    max_lr,
     preempted,
     save,
     save_before_failing,
@@ -27,7 +30,7 @@ from enhancer.engine.update import StepModules, Update
 
 
 def fit(job: Job, state: State) -> Outcome:
-    """Train `job` on from `state` to `max_steps`. Called by every rank, with the same outcome.
+    """Train `job` on from `state` to `max_steps` or an early stop. Called by every rank, with the same outcome.
 
     Raises DataFailure when the data of any rank fail, after saving the steps before, and SaveError when a checkpoint
     cannot be written, on all ranks alike. Weights are finite whenever it returns or raises one of these.
@@ -37,11 +40,13 @@ def fit(job: Job, state: State) -> Outcome:
     clock = Clock(job.global_batch, job.seconds_per_example)
     update = Update(job.backend, job.task.main_module, job.stop, job.average)
     job.run.status("running", state.step)
+    if state.lr_decays:
+        job.backend.set_max_lr(max_lr(hp, state))
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
     batches = Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)
     try:
         with closing(batches):
-            while state.step < hp.max_steps and not is_stopping:
+            while not is_over(hp, state) and not is_stopping:
                 before, rate = state.step, job.backend.learning_rate(job.task.main_module)
                 clock.start()
                 batch = batches.next()
@@ -70,7 +75,7 @@ def fit(job: Job, state: State) -> Outcome:
         raise
     if state.step > saved_step:
         save(job, state)
-    return end(job, preempted(job, state) if is_stopping else Outcome("finished", state))
+    return end(job, preempted(job, state) if is_stopping else finished(job, state))
 
 
 def _all_have_one(batches: Batches, batch: Batch | None) -> bool:

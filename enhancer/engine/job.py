@@ -42,6 +42,7 @@ class Outcome:
     status: str
     state: State
     reason: str = ""
+    """Why, where that is not max_steps."""
 
     @property
     def exit_code(self) -> int:

@@ -14,10 +14,12 @@ from enhancer.engine.clock import crossed
 from enhancer.engine.evaluate import evaluate
 from enhancer.engine.guard import save_replay
 from enhancer.engine.job import Job, Outcome
+from enhancer.engine.schedule import plateau_rate
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
 from enhancer.engine.update import Update
 from hparams.errors import UserError
+from hparams.schema import HParams
 
 
 def log_step(
@@ -48,13 +50,44 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
         return state, True
     summary = {name: (each.mean, each.low, each.high) for name, each in evaluation.summary.items()}
     job.monitor.evaluation(state.step, summary, evaluation.rows, evaluation.seconds)
-    value = evaluation.summary[job.task.best_metric].mean
+    # What follows decides on saving, stopping and the learning rate, so all ranks go by one rank's number.
+    value = distributed.broadcast(evaluation.summary[job.task.best_metric].mean)
     state = replace(state, evaluated=state.step)
     if not _is_better(value, state.best, job.task.best_is_higher):
-        return state, False
-    state = replace(state, best=value, best_step=state.step)
+        return _lower_rate_if_due(job, replace(state, stale=state.stale + 1)), False
+    state = replace(state, best=value, best_step=state.step, stale=0)
     job.checkpoints.save(state, job.backend, job.average, is_best=True)
     return state, False
+
+
+def _lower_rate_if_due(job: Job, state: State) -> State:
+    """The state after a decay of the learning rate where `state` is on a plateau."""
+    patience = job.hp.lr_plateau_patience
+    if not patience or state.stale % patience:
+        return state
+    before = max_lr(job.hp, state)
+    state = replace(state, lr_decays=state.lr_decays + 1)
+    rate = max_lr(job.hp, state)
+    if rate < before:
+        job.backend.set_max_lr(rate)
+        text = f"learning rate lowered from {before:.4g} to {rate:.4g}: {_plateau_text(job, state)}"
+        job.monitor.event(state.step, "rate_lowered", text)
+    return state
+
+
+def max_lr(hp: HParams, state: State) -> float:
+    """Learning rate after the warm-up at `state`."""
+    return plateau_rate(state.lr_decays, min_lr=hp.min_lr, max_lr=hp.max_lr, factor=hp.lr_plateau_factor)
+
+
+def is_over(hp: HParams, state: State) -> bool:
+    """Whether nothing is left to train: max_steps are done, or the run has stopped early."""
+    return state.step >= hp.max_steps or 0 < hp.early_stop_patience <= state.stale
+
+
+def _plateau_text(job: Job, state: State) -> str:
+    best = "none yet" if state.best is None else f"{state.best:.4g} at step {state.best_step}"
+    return f"{state.stale} evaluations in a row without a better {job.task.best_metric} (the best is {best})"
 
 
 def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool:
@@ -90,6 +123,16 @@ def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:
         f"{job.run.folder}/diverged-{state.step:07d}-rank*.safetensors. Lower max_lr or look at those examples."
     )
     return end(job, Outcome("diverged", state, reason))
+
+
+def finished(job: Job, state: State) -> Outcome:
+    """The outcome of a run that is over, with the reason where that is before max_steps."""
+    if state.step >= job.hp.max_steps:
+        return Outcome("finished", state)
+    text = (
+        f"stopped early after {_plateau_text(job, state)}; raise early_stop_patience or set it to 0 to go on"
+    )
+    return Outcome("finished", state, text)
 
 
 def preempted(job: Job, state: State) -> Outcome:

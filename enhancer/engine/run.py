@@ -25,10 +25,10 @@ _LOCK = ".lock"
 EXIT_CODES = {"finished": 0, "failed": 1, "diverged": 70, "preempted": 75}
 
 # These do not change what is learned. Of the corpora only the place may change: every checkpoint holds their
-# fingerprint. max_steps bends the rest of the learning rate, as asked for.
+# fingerprint. max_steps, and on a plateau eval_every, bend the rest of the learning rate, as asked for.
 MAY_CHANGE = {
     *("nj", "log_every", "eval_every", "save_every", "keep_checkpoints", "data_timeout_seconds"),
-    *("max_steps", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
+    *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
 Change = tuple[str, Any, Any]
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EOPNOTSUPP}

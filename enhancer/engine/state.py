@@ -26,3 +26,7 @@ class State:
     """Best value of the task's `best_metric` so far."""
     best_step: int = 0
     """Step of that value."""
+    stale: int = 0
+    """Evaluations since then."""
+    lr_decays: int = 0
+    """How often the learning rate was lowered on a plateau."""

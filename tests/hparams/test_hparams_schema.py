@@ -65,6 +65,12 @@ def test_further_deepspeed_keys_appear_only_when_asked_for():
     assert extra == {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
 
 
+def test_deepspeed_holds_the_rate_after_the_warm_up_where_it_falls_on_plateaus():
+    scheduler = replace(HParams(), lr_plateau_patience=6).deepspeed_config["scheduler"]
+    names = {"warmup_min_lr": 1e-5, "warmup_max_lr": 1e-4, "warmup_num_steps": 1000, "warmup_type": "linear"}
+    assert scheduler == {"type": "WarmupLR", "params": names}
+
+
 def test_the_stft_resolutions_have_an_fft_no_shorter_than_the_window():
     found = [(cfg.n_fft, cfg.hop_length, cfg.win_length) for cfg in HParams().stft_cfgs]
     assert found == [(512, 100, 400), (1024, 256, 1024), (2048, 512, 2048)]
