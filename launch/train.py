@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend=options.backend,
         init_from=options.init_from,
         allow_data_change=options.allow_data_change,
-        seconds_per_example=hp.training_seconds,
+        seconds_per_example=hp.example_seconds,
     )
     return train(hp, session, open_task)
 
@@ -99,9 +99,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
     """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise."""
     from hparams.load import load
+    from hparams.schema import DeviceHParams
 
     hp = load(preset, overrides)
-    if hp.task.name != "pedal" or hp.pair_dir is None:
+    if not isinstance(hp.task, DeviceHParams) or hp.pair_dir is None:
         return hp
     if isinstance(hp.pair_dir, Path) and not hp.pair_dir.is_dir():
         return hp  # What is not there is told of when the data are opened.
