@@ -193,8 +193,8 @@ def _check_lengths(
             if frames < context_samples:
                 raise CorpusError(
                     f"{pair.dry_name} has {frames} samples ({frames / rate_hz:.3f} s) to {side} on, fewer than a "
-                    f"window of {context_samples}. Lower {key}, or build the corpus from longer recordings or with another "
-                    "--valid-seconds"
+                    f"window of {context_samples}. Lower {key}, or build the corpus from longer recordings or "
+                    "with another --valid-seconds"
                 )
 
 

@@ -19,7 +19,8 @@ CONTEXT, ROWS = 20, 16
 
 
 def task_of(*overrides: str) -> ContextTask:
-    return ContextTask(load("pedal_context", [f"task.context_samples={CONTEXT}", "task.hidden_size=8", *overrides]))  # fmt: skip
+    values = [f"task.context_samples={CONTEXT}", "task.hidden_size=8", *overrides]
+    return ContextTask(load("pedal_context", values))
 
 
 def windows(seed: int = 0, knobs: int = 0) -> dict[str, Tensor]:
