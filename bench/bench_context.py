@@ -2,8 +2,9 @@
 
     python -m bench.bench_context [--context 440] [--seconds 60] [--steps 30]
 
-A real `launch/train.py --hparams pedal_context` in a process of its own: some steps, then one evaluation of the preset's
-25,000 windows. Prints the most memory that process ever held, and what a table of all windows would take by itself.
+A real `launch/train.py --hparams pedal_context` in a process of its own: some steps, then one evaluation of the
+preset's 25,000 windows. Prints the most memory that process ever held, and what a table of all windows would take by
+itself.
 """
 
 from __future__ import annotations

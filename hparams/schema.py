@@ -218,9 +218,9 @@ class ContextHParams:
 
     def __post_init__(self) -> None:
         if (self.context_samples is None) == (self.context_ms is None):
-            found = "neither" if self.context_ms is None else "both"
+            found = "neither is" if self.context_ms is None else "both are"
             raise ValueError(
-                f"of task.context_samples and task.context_ms {found} is set; give one and leave the other null, "
+                f"of task.context_samples and task.context_ms {found} set; give one and leave the other null, "
                 "such as task.context_ms=10 task.context_samples=null"
             )
 

@@ -156,7 +156,7 @@ def test_the_preset_is_the_published_experiment() -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["task.context_ms=10"], "task.context_samples and task.context_ms both is set"),
+        (["task.context_ms=10"], "task.context_samples and task.context_ms both are set"),
         (["task.context_samples=null"], "neither is set; give one"),
         (["task.context_samples=1"], r"task.context_samples is 1; needed integer >= 2 and <= 65535 or null"),
         (["task.context_samples=70000"], "needed integer >= 2 and <= 65535"),
