@@ -5,6 +5,7 @@ A pedal corpus is minutes long, so each rank holds all of it as float32 and cuts
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,7 +88,7 @@ def _epoch_offset(plan: SegmentPlan, epoch: int, pair: int) -> int:
 class PedalBatches(Iterator[Batch]):
     """Endless batches of one rank, made when asked for."""
 
-    def __init__(self, stream: PedalStream, first_draw: int) -> None:
+    def __init__(self, stream: PairStream, first_draw: int) -> None:
         self._stream, self._next_draw = stream, first_draw
 
     def __next__(self) -> Batch:
@@ -105,17 +106,10 @@ class PedalBatches(Iterator[Batch]):
 
 
 @dataclass(frozen=True, eq=False)
-class PedalStream:
-    """One rank's data. See `enhancer.engine.task.Stream`, which this fulfils.
-
-    A training batch has `draw` int64 [B], `dry` and `wet` float32 [B, T] with T the frames of training_seconds, and
-    `knobs` float32 [B, K], K being 0 for a corpus without knobs.
-    """
+class PairStream(ABC):
+    """One rank's data of a corpus of pairs. See `enhancer.engine.task.Stream`, which its kinds fulfil."""
 
     pairs: tuple[LoadedPair, ...]
-    plan: SegmentPlan
-    lead_frames: int
-    """Context before a validation stretch, from the end of the training stretch; no metric looks at it."""
     rate_hz: int
     knob_names: tuple[str, ...]
     fingerprint: str
@@ -125,9 +119,54 @@ class PedalStream:
     batch_size: int
     warnings: tuple[str, ...]
 
+    @abstractmethod
+    def training_batch(self, draws: range) -> Batch:
+        """The rows of `draws`."""
+
+    @abstractmethod
+    def validation_row(self, item: int) -> Batch:
+        """What there is to judge of pair `item`, a batch of one row."""
+
     def from_draw(self, draw: int) -> PedalBatches:
         """Endless batches, the first starting at global draw `draw`."""
         return PedalBatches(self, draw)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's share of the validation stretches, one pair a batch, as many batches on every rank.
+
+        `item` int64 [1] is the pair's number, or -1 in a batch that only fills up; the rest is its validation row.
+        """
+        for first in range(0, len(self.pairs), self.world_size):
+            item = first + self.rank
+            is_filling = item >= len(self.pairs)
+            yield {
+                "item": torch.tensor([-1 if is_filling else item]),
+                **self.validation_row(0 if is_filling else item),
+            }
+
+    @property
+    def num_valid_items(self) -> int:
+        """Items of the validation list."""
+        return len(self.pairs)
+
+    def item_sources(self, item: int) -> dict[str, str]:
+        """The files behind an item of the validation list."""
+        return {"dry": self.pairs[item].dry_name, "wet": self.pairs[item].wet_name}
+
+    def constants(self) -> dict[str, Tensor]:
+        """None: rows refer to nothing beside themselves."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class PedalStream(PairStream):
+    """Segments. A training batch has `draw` int64 [B], `dry` and `wet` float32 [B, T] with T the frames of
+    training_seconds, and `knobs` float32 [B, K], K being 0 for a corpus without knobs.
+    """
+
+    plan: SegmentPlan
+    lead_frames: int
+    """Context before a validation stretch, from the end of the training stretch; no metric looks at it."""
 
     def training_batch(self, draws: range) -> Batch:
         """The rows of `draws`."""
@@ -144,36 +183,15 @@ class PedalStream:
         arrays = {"draw": numbers, "dry": dry, "wet": wet, "knobs": knobs}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def validation(self) -> Iterator[Batch]:
-        """This rank's share of the validation stretches, one pair a batch, as many batches on every rank.
-
-        `item` int64 [1] is the pair's number, or -1 in a batch that only fills up. dry and wet, float32 [1, lead_frames
-        + T], begin `lead_frames` before the stretch.
-        """
-        for first in range(0, len(self.pairs), self.world_size):
-            item = first + self.rank
-            is_filling = item >= len(self.pairs)
-            pair = self.pairs[0 if is_filling else item]
-            start = pair.train_frames - self.lead_frames
-            yield {
-                "item": torch.tensor([-1 if is_filling else item]),
-                "dry": torch.from_numpy(pair.dry[None, start:].copy()),
-                "wet": torch.from_numpy(pair.wet[None, start:].copy()),
-                "knobs": torch.from_numpy(pair.knobs[None].copy()),
-            }
-
-    @property
-    def num_valid_items(self) -> int:
-        """Items of the validation list."""
-        return len(self.pairs)
-
-    def item_sources(self, item: int) -> dict[str, str]:
-        """The files behind an item of the validation list."""
-        return {"dry": self.pairs[item].dry_name, "wet": self.pairs[item].wet_name}
-
-    def constants(self) -> dict[str, Tensor]:
-        """None: rows refer to nothing beside themselves."""
-        return {}
+    def validation_row(self, item: int) -> Batch:
+        """dry and wet, float32 [1, lead_frames + T], which begin `lead_frames` before the stretch; knobs [1, K]."""
+        pair = self.pairs[item]
+        start = pair.train_frames - self.lead_frames
+        return {
+            "dry": torch.from_numpy(pair.dry[None, start:].copy()),
+            "wet": torch.from_numpy(pair.wet[None, start:].copy()),
+            "knobs": torch.from_numpy(pair.knobs[None].copy()),
+        }
 
 
 def open_pedal_stream(
@@ -195,14 +213,7 @@ def open_pedal_stream(
 
     Raises: CorpusError when there is no pedal corpus, or a pair is shorter than a segment; DataError for damage.
     """
-    if hp.pair_dir is None:
-        raise CorpusError(
-            "pair_dir is not set: a pedal is learned from a pair of recordings. Build a corpus: "
-            "python launch/build_shards.py pedal --dry IN.wav --wet OUT.wav --output data/my_pedal, then --set "
-            "pair_dir=data/my_pedal"
-        )
-    corpus = Corpus.open(hp.pair_dir, "pedal")
-    pairs = _load(corpus)
+    corpus, pairs = open_pairs(hp)
     segment_frames = round(hp.training_seconds * corpus.rate_hz)
     lead_frames = cast("PedalHParams", hp.task).warmup_samples
     _check_lengths(hp, corpus, pairs, segment_frames, lead_frames)
@@ -216,11 +227,31 @@ def open_pedal_stream(
         rank=rank,
         world_size=world_size,
         batch_size=hp.batch_size_per_gpu if batch_size is None else batch_size,
-        warnings=tuple(
-            f"{take.wet}: {100 * take.clipped_share:.2g} % of the wet samples are clipped at full scale"
-            for take in corpus.takes[::2]
-            if take.clipped_share > 0
-        ),
+        warnings=clipping_notes(corpus),
+    )
+
+
+def open_pairs(hp: HParams) -> tuple[Corpus, tuple[LoadedPair, ...]]:
+    """The corpus hp.pair_dir and all of its pairs in memory, every checksum compared.
+
+    Raises: CorpusError when there is no pedal corpus; DataError for damage.
+    """
+    if hp.pair_dir is None:
+        raise CorpusError(
+            "pair_dir is not set: a pedal is learned from a pair of recordings. Build a corpus: "
+            "python launch/build_shards.py pedal --dry IN.wav --wet OUT.wav --output data/my_pedal, then --set "
+            "pair_dir=data/my_pedal"
+        )
+    corpus = Corpus.open(hp.pair_dir, "pedal")
+    return corpus, _load(corpus)
+
+
+def clipping_notes(corpus: Corpus) -> tuple[str, ...]:
+    """A line for each pair whose wet side is clipped."""
+    return tuple(
+        f"{take.wet}: {100 * take.clipped_share:.2g} % of the wet samples are clipped at full scale"
+        for take in corpus.takes[::2]
+        if take.clipped_share > 0
     )
 
 

@@ -25,6 +25,8 @@ from hparams.schema import HParams
 
 CHUNK_SECONDS = 30.0
 SILENT_RMS = 1e-5
+PIECE_SAMPLES = 1 << 15
+"""Samples that a stateful model hears at a time: a context model may take seconds for them."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,14 @@ class StatefulModel:
 
     @torch.no_grad()
     def stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Blocks [C, T_i] of a recording -> blocks [C, T_i] of the model's output."""
+        """Blocks [C, T_i] of a recording -> blocks [C, T_j] of the model's output, of the same total length."""
         state = None
         for block in blocks:
-            estimate, state = self.module(block.to(self.device), self.knobs.expand(len(block), -1), state)
-            yield estimate.float().cpu()
+            for piece in block.split(PIECE_SAMPLES, dim=-1):
+                if piece.shape[-1]:  # Resampling may give an empty block.
+                    knobs = self.knobs.expand(len(piece), -1)
+                    estimate, state = self.module(piece.to(self.device), knobs, state)
+                    yield estimate.float().cpu()
 
 
 def gain_into_range(rms: float, range_db: tuple[float, float]) -> float:

@@ -21,6 +21,9 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# The most steps that cuDNN's recurrent layers take in one call; one sample alone would be no context.
+FEWEST_CONTEXT_SAMPLES, MOST_CONTEXT_SAMPLES = 2, 65_535
+ContextSamples = Annotated[int, Field(ge=FEWEST_CONTEXT_SAMPLES, le=MOST_CONTEXT_SAMPLES)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 Probability = Annotated[float, Field(ge=0, le=1)]
 EqGain = Annotated[float, Field(ge=0, le=40)]
@@ -188,7 +191,58 @@ class PedalHParams:
             )
 
 
-TaskHParams = Annotated[DenoiseHParams | PedalHParams, Field(discriminator="name")]
+@dataclass(frozen=True)
+class ContextHParams:
+    """Task `context`: an LSTM learns the wet sample at the end of a window of dry samples, and forgets in between."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["context"] = "context"
+    context_samples: Annotated[
+        ContextSamples | None,
+        Field(description="dry samples that each wet sample is made of; either this or context_ms is set"),
+    ] = None
+    context_ms: Annotated[
+        PositiveFloat | None,
+        Field(description="the same in milliseconds, which follow the rate of the corpus"),
+    ] = None
+    hidden_size: Annotated[Positive, Field(description="units of the LSTM")] = 64
+    knobs: Annotated[
+        tuple[str, ...],
+        Field(description="knobs of the corpus that the model hears, in the order of its inputs"),
+    ] = ()
+    split: Annotated[
+        Literal["time", "random"],
+        Field(
+            description="time: training and validation windows share no sample; random: they are drawn from one heap "
+            "and overlap, so that the validation ESR is too good"
+        ),
+    ] = "time"
+    train_windows: Annotated[
+        Positive, Field(description="windows of an epoch, spread evenly over the recordings")
+    ] = 75_000
+    valid_windows: Annotated[Positive, Field(description="windows that are judged, likewise")] = 25_000
+
+    def __post_init__(self) -> None:
+        if (self.context_samples is None) == (self.context_ms is None):
+            found = "neither is" if self.context_ms is None else "both are"
+            raise ValueError(
+                f"of task.context_samples and task.context_ms {found} set; give one and leave the other null, "
+                "such as task.context_ms=10 task.context_samples=null"
+            )
+
+    def context_at(self, rate_hz: int) -> int:
+        """Samples of a window at `rate_hz`."""
+        if self.context_samples is not None:
+            return self.context_samples
+        assert self.context_ms is not None
+        return round(self.context_ms * rate_hz / 1000)
+
+
+DeviceHParams = PedalHParams | ContextHParams
+"""Tasks that learn a device from a corpus of dry/wet pairs."""
+DEVICE_TASKS = tuple(task.name for task in (PedalHParams, ContextHParams))
+TaskHParams = Annotated[DenoiseHParams | PedalHParams | ContextHParams, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -345,6 +399,13 @@ class HParams:
                     f"task.hf_hinge_fmin {task.hf_hinge_fmin:g} Hz lies above half of wav_rate {self.wav_rate}; lower "
                     "it, or set task.hf_hinge_weight to 0"
                 )
+        elif isinstance(task, ContextHParams):
+            samples = task.context_at(self.wav_rate)
+            if not FEWEST_CONTEXT_SAMPLES <= samples <= MOST_CONTEXT_SAMPLES:
+                raise ValueError(
+                    f"task.context_ms {task.context_ms:g} is {samples} samples at a wav_rate of {self.wav_rate}; "
+                    f"needed {FEWEST_CONTEXT_SAMPLES} to {MOST_CONTEXT_SAMPLES}"
+                )
         elif task.window_size % self.hop_size or task.window_size < 2 * self.hop_size:
             raise ValueError(
                 f"task.window_size {task.window_size} is not two or more whole hops of hop_size {self.hop_size}; "
@@ -360,6 +421,13 @@ class HParams:
     def stft_cfgs(self) -> list[StftConfig]:
         """The three resolutions of the STFT loss; a UserError at any rate but 44.1 kHz."""
         return loss_resolutions(self.wav_rate)
+
+    @property
+    def example_seconds(self) -> float:
+        """Length of one training example: training_seconds, or the window of a context run."""
+        if isinstance(self.task, ContextHParams):
+            return self.task.context_at(self.wav_rate) / self.wav_rate
+        return self.training_seconds
 
     @property
     def crop_samples(self) -> int:

@@ -30,7 +30,7 @@ from enhancer.inference import (
 )
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
-from hparams.schema import PedalHParams
+from hparams.schema import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
@@ -224,7 +224,7 @@ def _processed(
     device = next(run.module.parameters()).device
     model: ChunkedModel | StatefulModel
     gain = 1.0
-    if isinstance(run.hp.task, PedalHParams):
+    if isinstance(run.hp.task, DeviceHParams):
         # What a device makes of a signal depends on its level, so that stays.
         model = StatefulModel(run.module, knobs, device)
     else:

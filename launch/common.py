@@ -41,10 +41,13 @@ def reports_user_errors(command: Command) -> Command:
 
 def open_data(hp: HParams, **place: Any) -> Any:
     """The data stream of the task that `hp` names; `place` as in `data_shards.stream.open_stream`."""
-    if hp.task.name == "pedal":
+    from hparams.schema import DeviceHParams
+
+    if isinstance(hp.task, DeviceHParams):
+        from data_shards.context_stream import open_context_stream
         from data_shards.pedal_stream import open_pedal_stream
 
-        stream = open_pedal_stream(hp, **place)
+        stream = (open_context_stream if hp.task.name == "context" else open_pedal_stream)(hp, **place)
         found, needed = (stream.rate_hz, stream.knob_names), (hp.wav_rate, hp.task.knobs)
         if found != needed:
             raise UserError(

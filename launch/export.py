@@ -21,7 +21,7 @@ from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Dev
 from enhancer.export.fixed_knobs import at_knobs
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
-from hparams.schema import PedalHParams
+from hparams.schema import DeviceHParams
 from launch.common import checkpoint_folder, knob_values, reports_user_errors
 
 FORMATS = ("nam", "rtneural", "proteus", "onnx")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def described(run: TrainedRun, args: argparse.Namespace) -> tuple[Device, Description]:
     """The model to export, at the knobs that are given, and what goes along with it."""
     device = require_device(run.module)
-    assert isinstance(run.hp.task, PedalHParams), run.hp.task
+    assert isinstance(run.hp.task, DeviceHParams), run.hp.task
     names = run.hp.task.knobs
     description = Description(
         rate_hz=run.hp.wav_rate,

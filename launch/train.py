@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend=options.backend,
         init_from=options.init_from,
         allow_data_change=options.allow_data_change,
-        seconds_per_example=hp.training_seconds,
+        seconds_per_example=hp.example_seconds,
     )
     return train(hp, session, open_task)
 
@@ -128,10 +128,11 @@ def _device_corpus(preset: str, overrides: list[str]) -> Corpus | None:
     """
     from hparams.load import peek
     from hparams.place import corpus_place
+    from hparams.schema import DEVICE_TASKS
 
     task, given = peek(preset, overrides, ("task.name", "pair_dir"))
     place = corpus_place(given) if isinstance(given, str) else None
-    if task != "pedal" or place is None or (isinstance(place, Path) and not place.is_dir()):
+    if task not in DEVICE_TASKS or place is None or (isinstance(place, Path) and not place.is_dir()):
         return None  # What is not there is told of when the data are opened.
     from data_shards.corpus import Corpus
 

@@ -14,8 +14,10 @@ from torch import nn
 from enhancer.engine.manifest import write_manifest
 from enhancer.engine.state import State
 from enhancer.engine.weights import write_weights
-from enhancer.inference import ChunkedModel, gain_into_range, load_run
+from enhancer.inference import PIECE_SAMPLES, ChunkedModel, StatefulModel, gain_into_range, load_run
+from enhancer.models.context import ContextDevice
 from enhancer.models.denoiser import MaskUNet
+from enhancer.models.recurrent import RecurrentDevice
 from hparams.errors import UserError
 from hparams.load import dump
 from hparams.schema import DenoiseHParams, HParams
@@ -64,6 +66,19 @@ def test_the_denoiser_in_chunks_matches_the_whole_file() -> None:
 
 def test_an_empty_recording_stays_empty() -> None:
     assert ChunkedModel(MovingSum(), rate_hz=1).whole(torch.zeros(2, 0)).shape == (2, 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", [ContextDevice(6, 1, 4), RecurrentDevice(1, 4)], ids=["context", "lstm"])
+def test_a_device_hears_a_recording_in_any_blocks_as_it_hears_the_whole(model: nn.Module) -> None:
+    """Two channels, each with its own past; a block longer than a piece, and empty ones."""
+    wave = noise(PIECE_SAMPLES + 5000, rows=2)
+    knobs = torch.tensor([0.3])
+    whole, _ = model(wave, knobs.expand(2, -1))
+    blocks = wave.split([0, 1, 17, PIECE_SAMPLES + 900, 0, 4082], dim=-1)
+    found = list(StatefulModel(model, knobs).stream(blocks))
+    assert max(block.shape[-1] for block in found) == PIECE_SAMPLES
+    assert (torch.cat(found, dim=-1) - whole).abs().max() < 1e-6
 
 
 def test_a_chunk_of_no_length_is_refused() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from enhancer.models.context import ContextDevice
 from enhancer.models.recurrent import RecurrentDevice
 from enhancer.models.wavenet import WaveNetDevice
 from hparams.errors import UserError
 
-Device = RecurrentDevice | WaveNetDevice
+Device = RecurrentDevice | WaveNetDevice | ContextDevice
 
 GEAR_TYPES = ("amp", "pedal", "pedal_amp", "amp_cab", "amp_pedal_cab", "preamp", "studio")
 TONE_TYPES = ("clean", "overdrive", "crunch", "hi_gain", "fuzz")
@@ -88,14 +89,26 @@ class Exported:
 
 def require_device(module: nn.Module) -> Device:
     """`module` where it is a model of a device with finite weights; raises UserError otherwise."""
-    if not isinstance(module, (RecurrentDevice, WaveNetDevice)):
+    if not isinstance(module, Device):
         raise UserError(
-            f"the run holds a {type(module).__name__}; only models of devices, of the task pedal, can be exported"
+            f"the run holds a {type(module).__name__}; only models of devices, of the tasks pedal and context, can be "
+            "exported"
         )
     broken = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"the model holds NaN or infinite weights ({broken[0]}); export another checkpoint")
     return module
+
+
+def require_stepwise(module: nn.Module, format_name: str) -> RecurrentDevice | WaveNetDevice:
+    """The same for formats whose models go from sample to sample; raises UserError for one that forgets in between."""
+    device = require_device(module)
+    if isinstance(device, ContextDevice):
+        raise UserError(
+            f"the model starts anew in a window of {device.context_samples} samples for each sample (task context), "
+            f"and {format_name} cannot say that; export onnx, or train the preset pedal_lstm"
+        )
+    return device
 
 
 def require_no_knobs(module: Device, knobs: Sequence[str], format_name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from enhancer.export.description import Device
+from enhancer.models.context import ContextDevice
 from enhancer.models.recurrent import RecurrentDevice
 from enhancer.models.wavenet import WaveNetDevice
 
@@ -18,9 +19,11 @@ def at_knobs(module: Device, values: Sequence[float]) -> Device:
     knobs = next(module.parameters()).detach().new_tensor(list(values))
     weights = {name: value.clone() for name, value in module.state_dict().items()}
     fixed: Device
+    names = [("recurrent.weight_ih_l0", "recurrent.bias_ih_l0")]
     if isinstance(module, RecurrentDevice):
         fixed = RecurrentDevice(0, module.hidden_size, module.num_layers, module.unit, module.has_skip)
-        names = [("recurrent.weight_ih_l0", "recurrent.bias_ih_l0")]
+    elif isinstance(module, ContextDevice):
+        fixed = ContextDevice(module.context_samples, 0, module.hidden_size)
     else:
         fixed = WaveNetDevice(0, module.channels, module.kernel_size, module.dilations, module.head_scale)
         stacks = range(len(module.channels))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from enhancer.export.description import (
     Description,
     Exported,
-    require_device,
     require_no_knobs,
     require_no_skip,
+    require_stepwise,
 )
 from enhancer.models.recurrent import RecurrentDevice
 from enhancer.models.wavenet import WaveNetDevice
@@ -31,7 +31,7 @@ REST_SAMPLES = 48_000
 
 def export(module: nn.Module, description: Description) -> Exported:
     """The file of a model without knobs; raises UserError for what the format cannot say."""
-    device = require_device(module)
+    device = require_stepwise(module, "a .nam file")
     require_no_knobs(device, description.knobs, "a .nam file")
     if isinstance(device, RecurrentDevice):
         architecture, config, weights = "LSTM", _lstm_config(device), _lstm_weights(device)

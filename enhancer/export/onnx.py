@@ -3,7 +3,7 @@
 Inputs `dry` [batch, time], `knobs` [batch, K] where there are any, and the states; outputs `wet` [batch, time] and the
 states after it, as `<name>_after`. A recurrent model's states, `h` and `c` [layer, batch, unit], begin as zeros. A
 WaveNet's, `past_<layer>` [batch, channel, sample], begin as zeros before `receptive_field` samples of silence are
-heard.
+heard. A context model's, `past` [batch, sample], are the samples before the block and begin as zeros.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from enhancer.export.description import Description, Exported, require_device
+from enhancer.models.context import ContextDevice
 from enhancer.models.recurrent import RecurrentDevice
 from enhancer.models.wavenet import WaveNetDevice
 from hparams.errors import UserError
@@ -39,6 +40,8 @@ def export(module: nn.Module, description: Description) -> Exported:
         graph.input("knobs", ["batch", device.num_knobs])
     if isinstance(device, RecurrentDevice):
         _add_recurrent(graph, device)
+    elif isinstance(device, ContextDevice):
+        _add_context(graph, device)
     else:
         _add_wavenet(graph, device)
         facts["receptive_field"] = device.receptive_field
@@ -78,6 +81,9 @@ class _Graph:
 
     def integers(self, *values: int) -> str:
         return self._constant(torch.tensor(values, dtype=torch.int64).numpy())
+
+    def scalar(self, value: int) -> str:
+        return self._constant(torch.tensor(value, dtype=torch.int64).numpy())
 
     def _constant(self, array: Any) -> str:
         name = f"weight_{len(self.weights)}"
@@ -125,7 +131,7 @@ def _add_recurrent(graph: _Graph, device: RecurrentDevice) -> None:
             device.unit.upper(),
             outputs,
             x,
-            *_recurrent_weights(graph, device, layer),
+            *_recurrent_weights(graph, device.recurrent, device.unit, layer),
             "",
             *states,
             hidden_size=device.hidden_size,
@@ -144,10 +150,10 @@ def _add_recurrent(graph: _Graph, device: RecurrentDevice) -> None:
         graph.output(graph.add("Concat", *after[name], axis=0), f"{name}_after", shape)
 
 
-def _recurrent_weights(graph: _Graph, device: RecurrentDevice, layer: int) -> list[str]:
+def _recurrent_weights(graph: _Graph, recurrent: nn.Module, unit: str, layer: int) -> list[str]:
     """W, R, B with the gates in ONNX's order: i, o, f, c for LSTM, z, r, h for GRU."""
-    order = [0, 3, 1, 2] if device.unit == "lstm" else [1, 0, 2]
-    parameters = dict(device.recurrent.named_parameters())
+    order = [0, 3, 1, 2] if unit == "lstm" else [1, 0, 2]
+    parameters = dict(recurrent.named_parameters())
 
     def gates(name: str) -> Tensor:
         blocks = parameters[f"{name}_l{layer}"].detach().chunk(len(order))
@@ -155,6 +161,34 @@ def _recurrent_weights(graph: _Graph, device: RecurrentDevice, layer: int) -> li
 
     biases = torch.cat([gates("bias_ih"), gates("bias_hh")], dim=1)
     return [graph.weight(value) for value in (gates("weight_ih"), gates("weight_hh"), biases)]
+
+
+def _add_context(graph: _Graph, device: ContextDevice) -> None:
+    """Windows are gathered as [step, batch * time]: memory grows with the block, so blocks are to be short."""
+    count, before = device.context_samples, device.context_samples - 1
+    heard = graph.add("Concat", graph.input("past", ["batch", before]), "dry", axis=1)
+    shape_of_dry = graph.add("Shape", "dry")
+    time = graph.slice(shape_of_dry, 1, 2, 0)
+    zero, one = (graph.scalar(value) for value in (0, 1))
+    starts = graph.add("Range", zero, graph.add("Squeeze", time, graph.integers(0)), one)
+    steps = graph.add("Unsqueeze", graph.integers(*range(count)), graph.integers(1))
+    windows = graph.add("Gather", heard, graph.add("Add", steps, starts), axis=1)
+    x = graph.add("Transpose", windows, perm=[1, 0, 2])
+    x = graph.add("Reshape", x, graph.integers(count, -1, 1))
+    if device.num_knobs:
+        knobs = graph.add("Unsqueeze", "knobs", graph.integers(1))
+        knobs = graph.add(
+            "Expand", knobs, graph.add("Concat", graph.integers(1), time, graph.integers(1), axis=0)
+        )
+        knobs = graph.add("Reshape", knobs, graph.integers(1, -1, device.num_knobs))
+        knobs = graph.add("Expand", knobs, graph.integers(count, 1, 1))
+        x = graph.add("Concat", x, knobs, axis=2)
+    weights = _recurrent_weights(graph, device.recurrent, "lstm", 0)
+    graph.add_many("LSTM", ["", "features"], x, *weights, hidden_size=device.hidden_size)
+    wet = graph.add("MatMul", "features", graph.weight(device.head.weight.t()))
+    wet = graph.add("Add", wet, graph.weight(device.head.bias))
+    graph.output(graph.add("Reshape", wet, shape_of_dry), "wet", ["batch", "time"])
+    graph.output(graph.slice(heard, -before, END, 1), "past_after", ["batch", before])
 
 
 def _add_wavenet(graph: _Graph, device: WaveNetDevice) -> None:

@@ -6,7 +6,7 @@ import json
 
 from torch import nn
 
-from enhancer.export.description import Description, Exported, require_device
+from enhancer.export.description import Description, Exported, require_stepwise
 from enhancer.models.recurrent import RecurrentDevice
 from hparams.errors import UserError
 
@@ -17,7 +17,7 @@ MAX_KNOBS = 2
 
 def export(module: nn.Module, description: Description) -> Exported:
     """The file of an LSTM of one layer; raises UserError for what the format or its plugins cannot say."""
-    device = require_device(module)
+    device = require_stepwise(module, "Proteus' JSON")
     if not isinstance(device, RecurrentDevice) or device.unit != "lstm":
         kind = "GRU" if isinstance(device, RecurrentDevice) else "WaveNet"
         raise UserError(f"Proteus plays LSTMs only and this is a {kind}; train with task.model=lstm")

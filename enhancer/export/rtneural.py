@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enhancer.export.description import Description, Exported, require_device, require_no_skip
+from enhancer.export.description import Description, Exported, require_no_skip, require_stepwise
 from enhancer.models.recurrent import RecurrentDevice
 from hparams.errors import UserError
 
 
 def export(module: nn.Module, description: Description) -> Exported:
     """The file of a recurrent model; knobs are further inputs. Raises UserError for what the format cannot say."""
-    device = require_device(module)
+    device = require_stepwise(module, "RTNeural's JSON")
     if not isinstance(device, RecurrentDevice):
         raise UserError(
             "RTNeural's JSON is a chain of layers, and a WaveNet has ways around its layers; export nam or onnx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from enhancer.models.context import ContextDevice
 from enhancer.models.recurrent import RecurrentDevice
 from enhancer.models.wavenet import WaveNetDevice
 
@@ -26,6 +27,16 @@ def wavenet(seed: int = 0, **options) -> WaveNetDevice:
     device = WaveNetDevice(**options).eval()
     with torch.no_grad():
         device.layer_stacks[-1].head_weight.mul_(20)
+    return device
+
+
+def context(seed: int = 0, **options) -> ContextDevice:
+    """Weights twice as large as at the start of training."""
+    torch.manual_seed(seed)
+    device = ContextDevice(**{"context_samples": 40, "hidden_size": 16, **options}).eval()
+    with torch.no_grad():
+        for parameter in device.parameters():
+            parameter.mul_(2)
     return device
 
 

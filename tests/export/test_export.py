@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from enhancer.export.description import Description
 from enhancer.export.fixed_knobs import at_knobs
 from enhancer.models.denoiser import MaskUNet
 from hparams.errors import UserError
-from tests.export.devices import RATE, output, recurrent, riff, wavenet
+from tests.export.devices import RATE, context, output, recurrent, riff, wavenet
 from tests.export.readers import play_nam, play_rtneural
 
 PLAIN = Description(RATE)
@@ -156,6 +157,8 @@ ONNX_MODELS = {
     "gru, knobs, layers": lambda: recurrent(unit="gru", num_knobs=1, num_layers=2),
     "wavenet": lambda: wavenet(),
     "wavenet, knobs": lambda: wavenet(num_knobs=2),
+    "context": lambda: context(),
+    "context, knobs": lambda: context(num_knobs=2),
 }
 
 
@@ -203,10 +206,11 @@ def test_without_the_package_onnx_is_refused_with_what_to_install(monkeypatch):
         onnx.export(recurrent(), PLAIN)
 
 
-@pytest.mark.parametrize("unit", ["lstm", "gru", "wavenet"])
+@pytest.mark.parametrize("unit", ["lstm", "gru", "wavenet", "context"])
 def test_a_model_at_fixed_knobs_is_the_model_with_these_knobs(unit):
     options = {"num_knobs": 2}
-    device = wavenet(**options) if unit == "wavenet" else recurrent(unit=unit, num_layers=2, **options)
+    models = {"wavenet": wavenet, "context": context}
+    device = models.get(unit, partial(recurrent, unit=unit, num_layers=2))(**options)
     dry, values = riff(3000), [0.3, 0.9]
     fixed = at_knobs(device, values)
     assert fixed.num_knobs == 0
@@ -232,6 +236,10 @@ def test_a_model_at_fixed_knobs_is_the_model_with_these_knobs(unit):
         (proteus, recurrent(unit="gru"), "plays LSTMs only and this is a GRU"),
         (proteus, wavenet(), "plays LSTMs only and this is a WaveNet"),
         (proteus, recurrent(num_knobs=3), "up to 2 knobs and this model 3"),
+        *(
+            (module, context(), r"a window of 40 samples for each sample.*export onnx")
+            for module in (nam, rtneural, proteus)
+        ),
         *((module, MaskUNet(2), "only models of devices") for module in (nam, rtneural, proteus)),
     ],
 )

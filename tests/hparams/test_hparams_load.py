@@ -46,7 +46,8 @@ def test_the_small_preset_changes_only_what_it_says():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads(name):
-    assert load(name).task.name == ("pedal" if name.startswith("pedal") else "denoise")
+    kind = "context" if name == "pedal_context" else name.partition("_")[0]
+    assert load(name).task.name == ("denoise" if kind == "base" else kind)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,8 @@ def test_set_reaches_the_task_by_dots_and_by_a_mapping_and_the_last_wins():
         ("precision=fp8", ["precision is fp8", "fp32, bf16"]),
         ("task=5", ["task is 5", "mapping", "width"]),
         ("task.name=vocode", ["task.name is vocode", "denoise"]),
-        ("task.name=[pedal]", ["task.name is ['pedal']", "denoise, pedal"]),
-        ("task.name=null", ["task.name is null", "denoise, pedal"]),
+        ("task.name=[pedal]", ["task.name is ['pedal']", "denoise, pedal, context"]),
+        ("task.name=null", ["task.name is null", "denoise, pedal, context"]),
         ("seed=99999999999999999999", ["seed"]),
         ("win_size=4096", ["--set: win_size 4096 is above n_fft"]),
         ("nj", ["needed key=value"]),
@@ -254,7 +255,7 @@ def test_paths_that_look_like_other_values_survive(text):
 
 
 fragments = st.sampled_from(
-    [*rows("denoise"), *rows("pedal"),
+    [*rows("denoise"), *rows("pedal"), *rows("context"),
      ":", ": ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "!!", "!x ", "'", '"', "\\", "#", "%",
      "1e-3", "yes", "null", ".nan", "9" * 5000, "|", ">", "?", "---", "...", "<<: ", "\t", "\x00", "\ufeff", "\u2028",
      "extends", "@", "`", "[" * 3000, '"\\uD800"', '"\\U00110000"', "0x1F", "=", "task:\n  width: ", "1" * 400]

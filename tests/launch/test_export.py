@@ -159,4 +159,6 @@ def test_a_run_of_another_task_is_refused(tmp_path, capsys):
 
     run = make_denoise_run(tmp_path / "run", perturbed())
     assert export(run, tmp_path / "a.nam", "--format", "nam") == 2
-    assert "only models of devices, of the task pedal, can be exported" in capsys.readouterr().err
+    assert (
+        "only models of devices, of the tasks pedal and context, can be exported" in capsys.readouterr().err
+    )
