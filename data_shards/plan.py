@@ -203,9 +203,7 @@ def _probe_all(items: Sequence[InputItem], report: Report) -> Iterable[Headers |
             yield from pool.map(_probe_item, items[first : first + PROBE_CHUNK])
 
 
-def _extent(
-    header: AudioHeader, options: BuildOptions, take: DeviceTake | None = None
-) -> tuple[int, float]:
+def _extent(header: AudioHeader, options: BuildOptions, take: DeviceTake | None = None) -> tuple[int, float]:
     """(keys to set aside, bytes to expect)."""
     frames = header.frames_at(options.rate_hz)
     num_keys = len(segment_lengths(frames, options.segment_frames))

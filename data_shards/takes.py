@@ -47,7 +47,7 @@ class DeviceTake:
     test_frames: int = 0
 
     def stretches(self, frames: int) -> tuple[tuple[str, int, int], ...]:
-        """(side, first frame, frames) of each stretch of a recording of `frames` frames after alignment, in its order."""
+        """(side, first frame, frames) of each stretch of a recording that has `frames` frames after alignment."""
         lengths = (frames - self.valid_frames - self.test_frames, self.valid_frames, self.test_frames)
         starts = (0, lengths[0], lengths[0] + lengths[1])
         places = zip(SIDES, starts, lengths, strict=True)

@@ -89,9 +89,7 @@ def test_a_test_stretch_is_the_very_end_and_neither_trains_nor_validates(tmp_pat
         for side, path in zip(("input", "target"), paths, strict=True):
             parts = [members[f"{3 * number + part:08d}.{side}.wav"][1] for part in range(3)]
             assert [len(part) for part in parts] == lengths
-            np.testing.assert_array_equal(
-                np.concatenate(parts), soundfile.read(path, dtype="float32")[0]
-            )
+            np.testing.assert_array_equal(np.concatenate(parts), soundfile.read(path, dtype="float32")[0])
     corpus = Corpus.open(out, "pedal")
     split = corpus.split(0.1)
     assert (split.train.tolist(), split.valid.tolist()) == ([0, 3], [1, 4])
@@ -103,7 +101,9 @@ def test_a_test_stretch_of_seconds_and_what_cannot_be(tmp_path, capsys):
     arguments = ["--dry", dry, "--wet", wet]
     refuses(capsys, tmp_path / "out", [*arguments, "--test-seconds", "0"], "--test-seconds is 0.0")
     refuses(capsys, tmp_path / "out", [*arguments, "--test-fraction", "1"], "--test-fraction is 1.0")
-    refuses(capsys, tmp_path / "out", [*arguments, "--test-seconds", "3"], "s are left to train", "--test-seconds")
+    refuses(
+        capsys, tmp_path / "out", [*arguments, "--test-seconds", "3"], "s are left to train", "--test-seconds"
+    )
     assert run(tmp_path / "out", *arguments, "--valid-seconds", "0.5", "--test-seconds", "1") == 0
     assert [len(wave) for _, wave in stored(tmp_path / "out").values()][::2] == [24_000, 8_000, 16_000]
 
