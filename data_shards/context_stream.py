@@ -14,7 +14,15 @@ import numpy as np
 import torch
 
 from data_shards.errors import CorpusError
-from data_shards.pedal_stream import Batch, LoadedPair, PairStream, clipping_notes, open_pairs
+from data_shards.pedal_stream import (
+    TEST_SIDE,
+    VALID_SIDE,
+    Batch,
+    LoadedPair,
+    PairStream,
+    clipping_notes,
+    open_pairs,
+)
 from data_shards.schedule import generator, sample_of_draw
 
 if TYPE_CHECKING:
@@ -71,7 +79,7 @@ def split_in_time(
 ) -> WindowSplit:
     """Training windows inside the stretches that train, the others inside those that validate: no common sample."""
     train = tuple((0, pair.train_frames) for pair in pairs)
-    valid = tuple((pair.train_frames, len(pair.dry)) for pair in pairs)
+    valid = tuple(pair.judged(VALID_SIDE) for pair in pairs)
     return WindowSplit(
         spread_windows(train, context_samples, num_train),
         spread_windows(valid, context_samples, num_valid),
@@ -82,19 +90,19 @@ def split_in_time(
 def split_at_random(
     pairs: Sequence[LoadedPair], context_samples: int, num_train: int, num_valid: int, seed: int
 ) -> WindowSplit:
-    """Windows over the whole recordings, each put on a side by chance.
+    """Windows over all that is not kept for a test, each put on a side by chance.
 
     Windows of the two sides overlap, so the model is judged on what it has learned by heart (a leak): it is there to
     compare with figures that were got this way.
     """
-    whole = tuple((0, len(pair.dry)) for pair in pairs)
+    whole = tuple((0, pair.train_frames + pair.valid_frames) for pair in pairs)
     windows = spread_windows(whole, context_samples, num_train + num_valid)
     order = generator(seed, 0, "context-split").random(len(windows)).argsort(kind="stable")
     num_train = len(windows) * num_train // (num_train + num_valid)
     return WindowSplit(windows[np.sort(order[:num_train])], windows[np.sort(order[num_train:])], whole)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ContextStream(PairStream):
     """Windows. A training batch has `draw` int64 [B], `dry` float32 [B, n], `wet` float32 [B, 1], the wet sample at the
     end of each window, and `knobs` float32 [B, K]. In an epoch every window comes once, in an order of its own.
@@ -143,6 +151,7 @@ def open_context_stream(
     world_size: int = 1,
     batch_size: int | None = None,
     num_workers: int | None = None,
+    judged_side: str = VALID_SIDE,
 ) -> ContextStream:
     """Open the corpus hp.pair_dir and read all of it, every checksum compared.
 
@@ -152,18 +161,23 @@ def open_context_stream(
         world_size: processes that share the draws.
         batch_size: windows of a training batch; hp.batch_size_per_gpu when not given.
         num_workers: of no meaning here: batches are copied from memory. There so that streams open alike.
+        judged_side: `valid`, or `test` for what was kept for a test when the corpus was built.
 
-    Raises: CorpusError when there is no pedal corpus, or a pair is shorter than a window; DataError for damage.
+    Raises: CorpusError when there is no pedal corpus, a pair is shorter than a window, or nothing was kept for a test;
+    DataError for damage.
     """
     own = cast("ContextHParams", hp.task)
-    corpus, pairs = open_pairs(hp)
+    corpus, pairs = open_pairs(hp, judged_side)
     context_samples = own.context_at(corpus.rate_hz)
-    _check_lengths(pairs, context_samples, own, corpus.rate_hz)
+    _check_lengths(pairs, context_samples, own, corpus.rate_hz, judged_side)
     split = (
         split_in_time(pairs, context_samples, own.train_windows, own.valid_windows)
         if own.split == "time"
         else split_at_random(pairs, context_samples, own.train_windows, own.valid_windows, hp.valid_seed)
     )
+    if judged_side == TEST_SIDE:
+        kept = tuple(pair.judged(TEST_SIDE) for pair in pairs)
+        split = WindowSplit(split.train, spread_windows(kept, context_samples, own.valid_windows), kept)
     _check_split(pairs, split)
     return ContextStream(
         pairs=pairs,
@@ -177,18 +191,20 @@ def open_context_stream(
         rank=rank,
         world_size=world_size,
         batch_size=hp.batch_size_per_gpu if batch_size is None else batch_size,
+        judged_side=judged_side,
         warnings=(*clipping_notes(corpus), *_notes(own, split)),
     )
 
 
 def _check_lengths(
-    pairs: Sequence[LoadedPair], context_samples: int, own: ContextHParams, rate_hz: int
+    pairs: Sequence[LoadedPair], context_samples: int, own: ContextHParams, rate_hz: int, judged_side: str
 ) -> None:
     key = "task.context_ms" if own.context_samples is None else "task.context_samples"
     for pair in pairs:
+        judged_first, judged_end = pair.judged(judged_side)
         for frames, side in (
             (pair.train_frames, "train"),
-            (len(pair.dry) - pair.train_frames, "validate"),
+            (judged_end - judged_first, "validate" if judged_side == VALID_SIDE else "test"),
         ):
             if frames < context_samples:
                 raise CorpusError(

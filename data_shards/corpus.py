@@ -21,7 +21,7 @@ from data_shards.remote import RemoteFolder, RemoteMissing
 from data_shards.scan import first_audio_file, require_local
 from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
 from data_shards.split import Split, split_groups
-from data_shards.takes import VALID_SIDE, DeviceTake
+from data_shards.takes import TRAIN_SIDE, VALID_SIDE, DeviceTake
 from hparams.place import is_url
 
 
@@ -111,14 +111,15 @@ class Corpus:
     def split(self, valid_fraction: float) -> Split:
         """Rows for training and for validation, by a stable hash of the group. See `split_groups`.
 
-        A pedal corpus was split when it was built: its groups are the two sides.
+        A pedal corpus was split when it was built: its groups are the sides. What is kept for a test is in neither.
         Raises CorpusError when there is only one group and the kind is fg or pair.
         """
         if self.kind == "pedal":
-            is_valid = np.array([name == VALID_SIDE for name in self.groups])[self.group]
-            return Split(
-                np.flatnonzero(~is_valid).astype(np.int64), np.flatnonzero(is_valid).astype(np.int64)
+            train, valid = (
+                np.flatnonzero(np.array([name == side for name in self.groups])[self.group]).astype(np.int64)
+                for side in (TRAIN_SIDE, VALID_SIDE)
             )
+            return Split(train, valid)
         return split_groups(self.kind, self.groups, self.group, valid_fraction, str(self.folder))
 
 

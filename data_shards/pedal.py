@@ -23,7 +23,7 @@ from data_shards.options import BuildOptions
 from data_shards.pieces import MIN_SECONDS, SILENCE_PEAK
 from data_shards.plan import InputItem, Inputs, Report
 from data_shards.scan import FoundFile, require_local
-from data_shards.takes import SIDES, DeviceTake, without_lag
+from data_shards.takes import DeviceTake, without_lag
 
 VALID_FRACTION = 0.15
 # A wave that touches full scale is not yet cut; two samples that lie there side by side are.
@@ -58,6 +58,8 @@ class PedalOptions:
         fix_polarity: turn an inverted wet file over. By default polarity stays as recorded.
         valid_seconds: how much of the end of each pair validates; None for `valid_fraction` of it.
         valid_fraction: as a share, in (0, 1).
+        test_seconds: how much behind that, at the very end, neither trains nor validates; None for `test_fraction`.
+        test_fraction: as a share, in [0, 1).
         channel: the channel to take from files with several, 0 the first; None refuses them.
     """
 
@@ -65,6 +67,8 @@ class PedalOptions:
     fix_polarity: bool = False
     valid_seconds: float | None = None
     valid_fraction: float = VALID_FRACTION
+    test_seconds: float | None = None
+    test_fraction: float = 0.0
     channel: int | None = None
 
     def __post_init__(self) -> None:
@@ -74,15 +78,24 @@ class PedalOptions:
             raise CorpusError(f"--valid-seconds is {self.valid_seconds}; needed a number above 0")
         if not 0 < self.valid_fraction < 1:
             raise CorpusError(f"--valid-fraction is {self.valid_fraction}; needed a number between 0 and 1")
+        if self.test_seconds is not None and not 0 < self.test_seconds < math.inf:
+            raise CorpusError(f"--test-seconds is {self.test_seconds}; needed a number above 0")
+        if not 0 <= self.test_fraction < 1:
+            raise CorpusError(f"--test-fraction is {self.test_fraction}; needed a number from 0 to below 1")
         if self.channel is not None and self.channel < 0:
             raise CorpusError(
                 f"--channel is {self.channel}; needed 0 for the first channel, 1 for the second"
             )
 
     def valid_frames(self, frames: int, rate_hz: int) -> int:
-        """Frames of the end that validate."""
+        """Frames that validate."""
         seconds = self.valid_seconds
         return round(self.valid_fraction * frames if seconds is None else seconds * rate_hz)
+
+    def test_frames(self, frames: int, rate_hz: int) -> int:
+        """Frames of the end that are kept for a test."""
+        seconds = self.test_seconds
+        return round(self.test_fraction * frames if seconds is None else seconds * rate_hz)
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,13 @@ class ImportedPair:
         if take.polarity < 0 and take.fixed_polarity:
             polarity = "inverted, turned over"
         knobs = "".join(f", {name} {value:g}" for name, value in take.knobs.items())
-        valid = take.valid_frames / self.rate_hz
+        train, valid, *test = (frames / self.rate_hz for _, _, frames in take.stretches(self.frames))
+        split = f"{train:.2f} s train, the {'next' if test else 'last'} {valid:.2f} s validate"
+        if test:
+            split += f", the last {test[0]:.2f} s are kept for a test"
         return (
             f"{self.pair.name}{knobs}: {how[take.align]}, {polarity}, confidence {take.confidence:.2f}; "
-            f"{self.frames / self.rate_hz - valid:.2f} s train, the last {valid:.2f} s validate"
+            f"{split}"
         )
 
 
@@ -282,7 +298,6 @@ def _import(
     measured = measure_alignment(dry, wet, rate_hz)
     lag = _chosen_lag(pair, measured, options, len(dry))
     frames = len(dry) - abs(lag)
-    valid_frames = options.valid_frames(frames, rate_hz)
     clipped = clipped_share(wet, _depth(pair.wet))
     take = DeviceTake(
         wet=pair.wet.name,
@@ -294,9 +309,10 @@ def _import(
         confidence=0.0 if measured.problem else measured.confidence,
         clipped_share=clipped,
         channel=channel,
-        valid_frames=valid_frames,
+        valid_frames=options.valid_frames(frames, rate_hz),
+        test_frames=options.test_frames(frames, rate_hz),
     )
-    _check_stretches(pair, without_lag(dry, wet, lag), valid_frames, rate_hz)
+    _check_stretches(pair, without_lag(dry, wet, lag)[1], take, rate_hz)
     return ImportedPair(pair, take, frames, rate_hz, tuple(_warnings(pair, take, measured)))
 
 
@@ -348,19 +364,18 @@ def _check_sound(wave: np.ndarray, what: str) -> None:
         raise CorpusError(f"{what} is silent: {level}, needed -80 dBFS. Export it again")
 
 
-def _check_stretches(
-    pair: DevicePair, waves: tuple[np.ndarray, np.ndarray], valid_frames: int, rate_hz: int
-) -> None:
-    frames = len(waves[0])
-    for side, length in zip(SIDES, (frames - valid_frames, valid_frames), strict=True):
+def _check_stretches(pair: DevicePair, wet: np.ndarray, take: DeviceTake, rate_hz: int) -> None:
+    frames = len(wet)
+    flags = "--valid-seconds and --test-seconds" if take.test_frames else "--valid-seconds"
+    for side, _, length in take.stretches(frames):
         if length < MIN_SECONDS * rate_hz:
             raise CorpusError(
                 f"{pair.name}: {max(length, 0) / rate_hz:.3f} s of {frames / rate_hz:.3f} s are left to "
-                f"{side}, needed {MIN_SECONDS} s. Set --valid-seconds, or record more"
+                f"{side}, needed {MIN_SECONDS} s. Set {flags}, or record more"
             )
-    wet = waves[1]
-    for side, wave in zip(SIDES, (wet[:-valid_frames], wet[-valid_frames:]), strict=True):
-        _check_sound(wave, f"{pair.name}: the part of the wet file to {side} (see --valid-seconds)")
+    for side, start, length in take.stretches(frames):
+        what = f"{pair.name}: the part of the wet file to {side} (see {flags})"
+        _check_sound(wet[start : start + length], what)
 
 
 def clipped_share(wave: np.ndarray, bits: int | None) -> float:

@@ -19,18 +19,20 @@ from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
 from data_shards.reader import Reader
 from data_shards.schedule import below, generator, sample_of_draw
+from data_shards.takes import TEST_SIDE, VALID_SIDE
 
 if TYPE_CHECKING:
     from hparams.schema import HParams, PedalHParams
 
 Batch = dict[str, Tensor]
+JUDGED_SIDES = (VALID_SIDE, TEST_SIDE)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedPair:
     """One dry/wet pair in memory. dry, wet: float32 [frames], the lag taken out; knobs: float32 [K].
 
-    The first `train_frames` train and the rest validates.
+    The first `train_frames` train, the next `valid_frames` validate, and what is left is kept for a test.
     """
 
     dry_name: str
@@ -39,6 +41,12 @@ class LoadedPair:
     wet: np.ndarray
     knobs: np.ndarray
     train_frames: int
+    valid_frames: int
+
+    def judged(self, side: str) -> tuple[int, int]:
+        """(first frame, end) of the stretch that judges on `side`, one of JUDGED_SIDES."""
+        end_of_valid = self.train_frames + self.valid_frames
+        return (self.train_frames, end_of_valid) if side == VALID_SIDE else (end_of_valid, len(self.dry))
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class PedalBatches(Iterator[Batch]):
         """Nothing is held open."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PairStream(ABC):
     """One rank's data of a corpus of pairs. See `enhancer.engine.task.Stream`, which its kinds fulfil."""
 
@@ -118,6 +126,8 @@ class PairStream(ABC):
     world_size: int
     batch_size: int
     warnings: tuple[str, ...]
+    judged_side: str
+    """Which stretch `validation` gives."""
 
     @abstractmethod
     def training_batch(self, draws: range) -> Batch:
@@ -158,7 +168,7 @@ class PairStream(ABC):
         return {}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PedalStream(PairStream):
     """Segments. A training batch has `draw` int64 [B], `dry` and `wet` float32 [B, T] with T the frames of
     training_seconds, and `knobs` float32 [B, K], K being 0 for a corpus without knobs.
@@ -166,7 +176,7 @@ class PedalStream(PairStream):
 
     plan: SegmentPlan
     lead_frames: int
-    """Context before a validation stretch, from the end of the training stretch; no metric looks at it."""
+    """Context before a stretch that judges, from the end of the one before it; no metric looks at it."""
 
     def training_batch(self, draws: range) -> Batch:
         """The rows of `draws`."""
@@ -186,10 +196,11 @@ class PedalStream(PairStream):
     def validation_row(self, item: int) -> Batch:
         """dry and wet, float32 [1, lead_frames + T], which begin `lead_frames` before the stretch; knobs [1, K]."""
         pair = self.pairs[item]
-        start = pair.train_frames - self.lead_frames
+        first_judged, end = pair.judged(self.judged_side)
+        start = first_judged - self.lead_frames
         return {
-            "dry": torch.from_numpy(pair.dry[None, start:].copy()),
-            "wet": torch.from_numpy(pair.wet[None, start:].copy()),
+            "dry": torch.from_numpy(pair.dry[None, start:end].copy()),
+            "wet": torch.from_numpy(pair.wet[None, start:end].copy()),
             "knobs": torch.from_numpy(pair.knobs[None].copy()),
         }
 
@@ -201,6 +212,7 @@ def open_pedal_stream(
     world_size: int = 1,
     batch_size: int | None = None,
     num_workers: int | None = None,
+    judged_side: str = VALID_SIDE,
 ) -> PedalStream:
     """Open the corpus hp.pair_dir and read all of it, every checksum compared.
 
@@ -210,10 +222,12 @@ def open_pedal_stream(
         world_size: processes that share the draws.
         batch_size: rows of a training batch; hp.batch_size_per_gpu when not given.
         num_workers: of no meaning here: batches are cut from memory. There so that streams open alike.
+        judged_side: `valid`, or `test` for what was kept for a test when the corpus was built.
 
-    Raises: CorpusError when there is no pedal corpus, or a pair is shorter than a segment; DataError for damage.
+    Raises: CorpusError when there is no pedal corpus, a pair is shorter than a segment, or nothing was kept for a test;
+    DataError for damage.
     """
-    corpus, pairs = open_pairs(hp)
+    corpus, pairs = open_pairs(hp, judged_side)
     segment_frames = round(hp.training_seconds * corpus.rate_hz)
     lead_frames = cast("PedalHParams", hp.task).warmup_samples
     _check_lengths(hp, corpus, pairs, segment_frames, lead_frames)
@@ -228,13 +242,14 @@ def open_pedal_stream(
         world_size=world_size,
         batch_size=hp.batch_size_per_gpu if batch_size is None else batch_size,
         warnings=clipping_notes(corpus),
+        judged_side=judged_side,
     )
 
 
-def open_pairs(hp: HParams) -> tuple[Corpus, tuple[LoadedPair, ...]]:
+def open_pairs(hp: HParams, judged_side: str) -> tuple[Corpus, tuple[LoadedPair, ...]]:
     """The corpus hp.pair_dir and all of its pairs in memory, every checksum compared.
 
-    Raises: CorpusError when there is no pedal corpus; DataError for damage.
+    Raises: CorpusError when there is no pedal corpus, or none with a stretch for `judged_side`; DataError for damage.
     """
     if hp.pair_dir is None:
         raise CorpusError(
@@ -242,7 +257,13 @@ def open_pairs(hp: HParams) -> tuple[Corpus, tuple[LoadedPair, ...]]:
             "python launch/build_shards.py pedal --dry IN.wav --wet OUT.wav --output data/my_pedal, then --set "
             "pair_dir=data/my_pedal"
         )
+    assert judged_side in JUDGED_SIDES, judged_side
     corpus = Corpus.open(hp.pair_dir, "pedal")
+    if judged_side == TEST_SIDE and not all(take.test_frames for take in corpus.takes):
+        raise CorpusError(
+            f"{corpus.folder} has no test stretch. Build it again with --test-seconds, and train on that corpus: what "
+            "has trained is no test"
+        )
     return corpus, _load(corpus)
 
 
@@ -250,17 +271,27 @@ def clipping_notes(corpus: Corpus) -> tuple[str, ...]:
     """A line for each pair whose wet side is clipped."""
     return tuple(
         f"{take.wet}: {100 * take.clipped_share:.2g} % of the wet samples are clipped at full scale"
-        for take in corpus.takes[::2]
+        for take in (corpus.takes[row] for row in _train_rows(corpus))
         if take.clipped_share > 0
     )
 
 
+def _train_rows(corpus: Corpus) -> list[int]:
+    """Row of each pair's training stretch; its others follow. Raises CorpusError where they do not."""
+    sides = [corpus.groups[code] for code in corpus.group]
+    rows, row = [], 0
+    while row < len(corpus):
+        expected = [side for side, _, _ in corpus.takes[row].stretches(0)]
+        if sides[row : row + len(expected)] != expected:
+            raise CorpusError(
+                f"{corpus.folder} has not a training and a validation stretch for each pair. Run the build again"
+            )
+        rows.append(row)
+        row += len(expected)
+    return rows
+
+
 def _load(corpus: Corpus) -> tuple[LoadedPair, ...]:
-    split = corpus.split(0.5)
-    if len(split.train) != len(split.valid) or np.any(split.valid != split.train + 1):
-        raise CorpusError(
-            f"{corpus.folder} has not a training and a validation stretch for each pair. Run the build again"
-        )
     names = {tuple(take.knobs) for take in corpus.takes}
     if len(names) != 1:
         raise CorpusError(
@@ -268,15 +299,17 @@ def _load(corpus: Corpus) -> tuple[LoadedPair, ...]:
         )
     reader = Reader(corpus, verify=True)
     pairs = []
-    for row in split.train.tolist():
+    for row in _train_rows(corpus):
+        take = corpus.takes[row]
+        parts = range(row, row + len(take.stretches(0)))
         dry, wet = (
-            np.concatenate([reader.whole(part, member) for part in (row, row + 1)]).astype(np.float32)
+            np.concatenate([reader.whole(part, member) for part in parts]).astype(np.float32)
             for member in ("input", "target")
         )
-        take = corpus.takes[row]
         name = corpus.sources[corpus.source.item(row)]
         knobs = np.array(list(take.knobs.values()), np.float32)
-        pairs.append(LoadedPair(name, take.wet, dry, wet, knobs, corpus.frames.item(row)))
+        lengths = [corpus.frames.item(part) for part in parts]
+        pairs.append(LoadedPair(name, take.wet, dry, wet, knobs, *lengths[:2]))
     reader.close()
     return tuple(pairs)
 

@@ -24,7 +24,7 @@ from data_shards.ingest import (
 )
 from data_shards.options import BuildOptions
 from data_shards.plan import PlannedFile
-from data_shards.takes import SIDES, DeviceTake
+from data_shards.takes import DeviceTake
 
 SILENCE_PEAK = 1e-4
 MIN_SECONDS = 0.05
@@ -128,11 +128,9 @@ def _pedal_stretches(
         sides.append(read_channel(file.path, header, take.channel))
         tick(len(sides[-1]))
     dry, wet = take.apply(*sides)
-    start = 0
-    for side, frames in zip(SIDES, (len(dry) - take.valid_frames, take.valid_frames), strict=True):
+    for side, start, frames in take.stretches(len(dry)):
         waves = (dry[start : start + frames], wet[start : start + frames])
         yield Piece(_span(start, frames, options.rate_hz), start, waves, clipped=0, side=side)
-        start += frames
 
 
 def _rir_channels(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterator[Piece | Dropped]:

@@ -18,7 +18,7 @@ from data_shards.ingest import AudioHeader, RejectedInput, probe, segment_length
 from data_shards.options import BuildOptions
 from data_shards.scan import AUDIO_EXTENSIONS, FoundFile, find_audio
 from data_shards.sidecar import Reject
-from data_shards.takes import SIDES, DeviceTake
+from data_shards.takes import DeviceTake
 
 # Typical share of the PCM bytes that FLAC keeps.
 FLAC_SHARE = 0.6
@@ -170,7 +170,7 @@ def plan_shards(
         if isinstance(probed, Reject):
             rejects.append(probed)
             continue
-        num_keys, item_size = _extent(probed[0], options)
+        num_keys, item_size = _extent(probed[0], options, item.take)
         if files and size + item_size > options.shard_mb * 1e6:
             close()
             files, items, size, work = [], [], 0.0, 0
@@ -203,15 +203,15 @@ def _probe_all(items: Sequence[InputItem], report: Report) -> Iterable[Headers |
             yield from pool.map(_probe_item, items[first : first + PROBE_CHUNK])
 
 
-def _extent(header: AudioHeader, options: BuildOptions) -> tuple[int, float]:
+def _extent(header: AudioHeader, options: BuildOptions, take: DeviceTake | None = None) -> tuple[int, float]:
     """(keys to set aside, bytes to expect)."""
     frames = header.frames_at(options.rate_hz)
     num_keys = len(segment_lengths(frames, options.segment_frames))
     if options.kind == "rir":
         num_keys = header.channels
         frames = num_keys * min(frames, options.rate_hz)
-    if options.kind == "pedal":
-        num_keys = len(SIDES)
+    if take is not None:
+        num_keys = len(take.stretches(frames))
     members = len(members_of(options.kind, options.codec))
     share = FLAC_SHARE if options.codec == "flac" else 1.0
     width = (frame_bytes(options.codec) or 2) * share

@@ -61,6 +61,10 @@ class JsonObject:
             raise self.error(f"has `{key}` {_shown(value)}; needed 64 hexadecimal digits")
         return value
 
+    def has(self, key: str) -> bool:
+        """Whether there is a value under `key`, for keys that may be left out."""
+        return key in self._rest
+
     def integer(self, key: str, low: int = 0, high: int = MAX_INTEGER) -> int:
         """An integer in [low, high]."""
         value = self._take(key)

@@ -10,9 +10,9 @@ import numpy as np
 
 from data_shards.strict_json import MAX_INTEGER, JsonObject
 
-TRAIN_SIDE, VALID_SIDE = "train", "valid"
-# Contiguous in time, in this order.
-SIDES = (TRAIN_SIDE, VALID_SIDE)
+TRAIN_SIDE, VALID_SIDE, TEST_SIDE = "train", "valid", "test"
+# Contiguous in time, in this order; the last one need not be there.
+SIDES = (TRAIN_SIDE, VALID_SIDE, TEST_SIDE)
 ALIGN_MODES = ("auto", "given", "off")
 
 
@@ -30,7 +30,8 @@ class DeviceTake:
         confidence: of lag and polarity, 0..1; see `data_shards.align`.
         clipped_share: share of the wet file's samples that lie flat at full scale, 0..1.
         channel: the channel taken from files with several.
-        valid_frames: frames at the end, after alignment, that validate; all before them train.
+        valid_frames: frames, after alignment, that validate; all before them train.
+        test_frames: frames at the end, behind those, that neither train nor validate.
     """
 
     wet: str
@@ -43,6 +44,14 @@ class DeviceTake:
     clipped_share: float
     channel: int
     valid_frames: int
+    test_frames: int = 0
+
+    def stretches(self, frames: int) -> tuple[tuple[str, int, int], ...]:
+        """(side, first frame, frames) of each stretch of a recording that has `frames` frames after alignment."""
+        lengths = (frames - self.valid_frames - self.test_frames, self.valid_frames, self.test_frames)
+        starts = (0, lengths[0], lengths[0] + lengths[1])
+        places = zip(SIDES, starts, lengths, strict=True)
+        return tuple(place for place in places if place[0] != TEST_SIDE or self.test_frames)
 
     def apply(self, dry: np.ndarray, wet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dry and wet without the lag, equally long, and the right way up if that was asked for. Float32 [frames]."""
@@ -62,6 +71,8 @@ class DeviceTake:
             "clipped_share": self.clipped_share,
             "channel": self.channel,
             "valid_frames": self.valid_frames,
+            # Left out where there is none: corpora without a test stretch are as they were before there were any.
+            **({"test_frames": self.test_frames} if self.test_frames else {}),
         }
 
     def as_text(self) -> str:
@@ -82,6 +93,7 @@ def parse_take(obj: JsonObject) -> DeviceTake:
         clipped_share=obj.number("clipped_share", 0, 1),
         channel=obj.integer("channel"),
         valid_frames=obj.integer("valid_frames", 1),
+        test_frames=obj.integer("test_frames", 1) if obj.has("test_frames") else 0,
     )
     obj.done()
     return take

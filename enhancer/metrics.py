@@ -100,3 +100,57 @@ def excess_db(estimate: WaveBatch, target: WaveBatch, rate_hz: int, fmin_hz: flo
         for wave in (estimate, target)
     ]
     return (10 * (energies[0] / energies[1]).log10()).float()
+
+
+RESPONSE_WINDOW_SAMPLES = 2048
+RESPONSE_FLOOR_DB = -140.0
+"""No bin is taken to be quieter than white noise of this RMS (dBFS) would make it: far below what 24 bits resolve."""
+
+
+def response_excess_db(
+    estimate: WaveBatch, target: WaveBatch, rate_hz: int, fmin_hz: float
+) -> tuple[PerRow, PerRow]:
+    """By how many dB the estimate's long-term spectrum lies above the target's, over the bins at or above `fmin_hz`.
+
+    The mean over bins and the largest, dB per row; NaN where the rate has no such bins. Every bin counts alike, as one
+    reads it off the two frequency responses, where `excess_db` is of their energies, which the lowest bins govern. The
+    spectra are means of the periodograms of half-overlapping Hann windows (P. Welch, 1967), and no bin of them is below
+    RESPONSE_FLOOR_DB.
+    """
+    window_samples = min(RESPONSE_WINDOW_SAMPLES, target.shape[-1])
+    frequency = torch.fft.rfftfreq(window_samples, 1 / rate_hz, device=target.device)
+    window = torch.hann_window(window_samples, dtype=torch.float64, device=target.device)
+    levels_db = []
+    for wave in (estimate, target):
+        frames = wave.double().unfold(-1, window_samples, max(window_samples // 2, 1)) * window
+        power = torch.fft.rfft(frames).abs().square().mean(-2) / window.square().sum()
+        levels_db.append(
+            10 * power[:, frequency >= fmin_hz].clamp_min(10 ** (RESPONSE_FLOOR_DB / 10)).log10()
+        )
+    excess = levels_db[0] - levels_db[1]
+    if not excess.shape[-1]:
+        nothing = excess.new_full((len(excess),), torch.nan).float()
+        return nothing, nothing
+    return excess.mean(-1).float(), excess.amax(-1).float()
+
+
+HIGH_HZ = 10_000.0
+"""Where models of distortion are known to add what the device has not."""
+
+
+def device_metrics(estimate: WaveBatch, target: WaveBatch, rate_hz: int) -> dict[str, PerRow]:
+    """What models of devices are judged by, per row.
+
+    `esr` as `error_to_signal`; `mse` and `mae`; and what is too much above 10 kHz, in dB: `excess_above_10k_db` of
+    the energy, `response_excess_above_10k_db` as the mean over frequency, and `peak_excess_above_10k_db` at the worst
+    frequency.
+    """
+    mean_excess, peak_excess = response_excess_db(estimate, target, rate_hz, HIGH_HZ)
+    return {
+        "esr": error_to_signal(estimate, target),
+        "mse": (estimate - target).square().mean(-1),
+        "mae": (estimate - target).abs().mean(-1),
+        "excess_above_10k_db": excess_db(estimate, target, rate_hz, HIGH_HZ),
+        "response_excess_above_10k_db": mean_excess,
+        "peak_excess_above_10k_db": peak_excess,
+    }

@@ -145,11 +145,24 @@ def _add_pedal_arguments(command: argparse.ArgumentParser) -> None:
         help="turn an inverted wet file over; else polarity stays as recorded",
     )
     command.add_argument(
-        "--valid-seconds", type=float, metavar="S", help="how much of the end of each pair validates"
+        "--valid-seconds",
+        type=float,
+        metavar="S",
+        help="how much of the end of each pair validates; what is kept for a test lies behind it",
     )
     command.add_argument(
         "--valid-fraction", type=float, default=default.valid_fraction, metavar="SHARE",
         help="as a share of the pair, where --valid-seconds is not given (%(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--test-seconds",
+        type=float,
+        metavar="S",
+        help="how much of the very end of each pair is kept for `evaluate.py --split test`",
+    )
+    command.add_argument(
+        "--test-fraction", type=float, default=default.test_fraction, metavar="SHARE",
+        help="as a share of the pair, where --test-seconds is not given (%(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--channel", type=int, metavar="N", help="channel of files with several; 0 is the first"
@@ -202,6 +215,8 @@ def _build_pedal(args: argparse.Namespace) -> int:
         fix_polarity=args.fix_polarity,
         valid_seconds=args.valid_seconds,
         valid_fraction=args.valid_fraction,
+        test_seconds=args.test_seconds,
+        test_fraction=args.test_fraction,
         channel=args.channel,
     )
     pairs = _device_pairs(args)

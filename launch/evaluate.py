@@ -1,6 +1,8 @@
 """Judge a trained run on its fixed validation list: python launch/evaluate.py --run runs/base [--json out.json]
 
 The list depends on the run's hyper-parameters and corpora alone, so two runs with the same corpora are judged alike.
+A model of a device is judged on the stretch that was kept for a test with `--split test`, or on pairs of files of its
+own with `--files FOLDER`; how fast it plays in blocks is told too.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ from data_shards.errors import DataError
 from enhancer.engine.evaluate import Interval, Row, summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.metrics import esr_grade
+from enhancer.realtime import real_time_factors
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.place import corpus_place
-from launch.common import checkpoint_folder, choose_device, open_data, reports_user_errors
+from hparams.schema import PedalHParams
+from launch.common import checkpoint_folder, choose_device, knob_values, open_data, reports_user_errors
+from launch.grades import FileGrade, device_player, find_file_pairs, grade_pairs
 
 BATCH_SIZE = 4
 PROGRESS_SECONDS = 5.0
 CORPUS_FIELDS = ("fg_dir", "bg_dir", "rir_dir", "pair_dir")
+EXIT_USER = 2
 
 
 @reports_user_errors
@@ -38,25 +44,94 @@ def main(argv: list[str] | None = None) -> int:
     run = load_run(args.run, choose_device(args.device), checkpoint_folder(args.run, args.checkpoint))
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
+    if args.files is not None:
+        return _judge_files(run, args)
+    if args.knob or args.align != "off":
+        raise UserError("--knob and --align are for --files FOLDER; the pairs of a corpus have theirs")
+    return _judge_corpus(run, args)
+
+
+def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
     hp = replace(run.hp, **{name: getattr(args, name) for name in CORPUS_FIELDS if getattr(args, name)})
-    stream = open_data(hp, batch_size=BATCH_SIZE, num_workers=0)
+    place: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0}
+    if isinstance(hp.task, PedalHParams):
+        place["judged_side"] = args.split
+    elif args.split != "valid":
+        raise UserError(
+            f"--split {args.split}: only corpora of devices have a test stretch; leave --split out"
+        )
+    stream = open_data(hp, **place)
     for warning in stream.warnings:
         print(f"note: {warning}")
-    print(f"{run.checkpoint} on {stream.num_valid_items} validation items", flush=True)
+    items = "validation" if args.split == "valid" else args.split
+    print(f"{run.checkpoint} on {stream.num_valid_items} {items} items", flush=True)
     try:
         rows = evaluate(replace(run, hp=hp), stream)
     except DataError as error:
         raise UserError(f"a corpus cannot be read: {error}") from error
     summary = summarise(rows)
-    _print_table(rows, summary)
+    _print_table(f"{len(rows)} items: mean and 95 % interval", summary)
     for row in rows:
         if "esr" in row:
             names = " -> ".join(stream.item_sources(int(row["item"])).values())
             print(f"{names}: ESR {row['esr']:.4f}, {esr_grade(row['esr'])}")
-    if args.json:
-        _write_json(args.json, run, stream, rows, summary)
-        print(f"written to {args.json}")
+    record: dict[str, Any] = {
+        "fingerprint": stream.fingerprint,
+        "split": args.split,
+        "summary": _as_values(summary),
+        "items": [{**_finite(row), "sources": stream.item_sources(int(row["item"]))} for row in rows],
+    }
+    _finish(run, args.json, record)
     return 0
+
+
+def _judge_files(run: TrainedRun, args: argparse.Namespace) -> int:
+    """Grade the pairs of a folder; exit code 2 where some of them could not be judged."""
+    given = [name for name in CORPUS_FIELDS if getattr(args, name)]
+    if given or args.split != "valid":
+        flag = f"--{given[0].replace('_', '-')}" if given else f"--split {args.split}"
+        raise UserError(f"--files and {flag} are both given; judge on files or on a corpus")
+    play = device_player(run, knob_values(getattr(run.hp.task, "knobs", ()), args.knob))
+    pairs, alone = find_file_pairs(args.files)
+    for name in alone:
+        print(f"note: {name} has no partner and is passed over", file=sys.stderr)
+    print(f"{run.checkpoint} on {len(pairs)} pairs of files", flush=True)
+    grades, failed = grade_pairs(pairs, play, run.hp.wav_rate, args.align)
+    if not grades:
+        raise UserError(f"none of the {len(pairs)} pairs in {args.files} could be judged")
+    summary = summarise([{"item": number, **grade.metrics} for number, grade in enumerate(grades)])
+    _print_grades(grades)
+    _print_table(f"{len(grades)} files: mean and 95 % interval", summary)
+    files = [
+        {
+            "name": grade.pair.name,
+            "dry": grade.pair.dry.source,
+            "wet": grade.pair.wet.source,
+            "seconds": grade.seconds,
+            "lag_samples": grade.lag_samples,
+            "grade": grade.word,
+            **_finite(grade.metrics),
+        }
+        for grade in grades
+    ]
+    record = {"summary": _as_values(summary), "files": files, "without_partner": alone, "failed": failed}
+    _finish(run, args.json, record)
+    if failed:
+        print(f"error: {len(failed)} of {len(pairs)} pairs could not be judged", file=sys.stderr)
+    return EXIT_USER if failed else 0
+
+
+def _finish(run: TrainedRun, target: Path | None, record: dict[str, Any]) -> None:
+    """What is said of every run: how fast a device plays; and all values as JSON where they are asked for."""
+    head: dict[str, Any] = {"checkpoint": str(run.checkpoint), "step": run.step}
+    if isinstance(run.hp.task, PedalHParams):
+        factors = real_time_factors(run.module, run.hp.wav_rate, torch.zeros(len(run.hp.task.knobs)))
+        shown = ", ".join(f"{factor:.1f} x at blocks of {size}" for size, factor in factors.items())
+        print(f"real time on one CPU thread, in PyTorch: {shown} samples")
+        head["real_time_factors"] = {str(size): factor for size, factor in factors.items()}
+    if target:
+        _write_json(target, {**head, **record})
+        print(f"written to {target}")
 
 
 def evaluate(run: TrainedRun, stream: Any) -> list[Row]:
@@ -87,6 +162,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", help="name of a checkpoint of the run, such as step-0000500; default: the best"
     )
+    parser.add_argument(
+        "--split",
+        choices=("valid", "test"),
+        default="valid",
+        help="stretch of a device's corpus (%(default)s)",
+    )
+    parser.add_argument(
+        "--files",
+        type=Path,
+        metavar="FOLDER",
+        help="judge a model of a device on the pairs NAME-input.wav and NAME-target.wav, or NAME_dry.wav and "
+        "NAME_wet.wav, below this folder",
+    )
+    parser.add_argument(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --files: a knob; repeat for each",
+    )
+    parser.add_argument(
+        "--align",
+        type=_align,
+        default="off",
+        metavar="auto|N|off",
+        help="with --files: samples by which the wet files are late, to be taken out (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="also write all values to this file")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; default: the best there is")
     for name in CORPUS_FIELDS:
@@ -99,30 +201,56 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_table(rows: list[Row], summary: dict[str, Interval]) -> None:
+def _align(text: str) -> str | int:
+    if text in ("auto", "off"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, off or a number of samples") from None
+
+
+def _print_grades(grades: list[FileGrade]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{len(rows)} items: mean and 95 % interval")
+    table = Table(title="per file; excess is above 10 kHz: of the energy, and as the mean over frequency")
+    for name in ("file", "s", "ESR", "", "MSE", "MAE", "excess dB", "mean dB"):
+        table.add_column(name, justify="left" if name in ("file", "") else "right")
+    for grade in grades:
+        values = grade.metrics
+        table.add_row(
+            grade.pair.name,
+            f"{grade.seconds:.1f}",
+            f"{values['esr']:.4f}",
+            grade.word,
+            f"{values['mse']:.2e}",
+            f"{values['mae']:.2e}",
+            f"{values['excess_above_10k_db']:+.1f}",
+            f"{values['response_excess_above_10k_db']:+.1f}",
+        )
+    Console().print(table)
+
+
+def _print_table(title: str, summary: dict[str, Interval]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
     table.add_column("metric")
     for name in ("mean", "low", "high"):
         table.add_column(name, justify="right")
     for name, interval in summary.items():
-        table.add_row(name, f"{interval.mean:.3f}", f"{interval.low:.3f}", f"{interval.high:.3f}")
+        # Errors of devices are small; a metric in decibels does not get longer by this.
+        table.add_row(name, *(f"{value:.4g}" for value in (interval.mean, interval.low, interval.high)))
     Console().print(table)
 
 
-def _write_json(
-    path: Path, run: TrainedRun, stream: Any, rows: list[Row], summary: dict[str, Interval]
-) -> None:
-    items = [{**_finite(row), "sources": stream.item_sources(int(row["item"]))} for row in rows]
-    record = {
-        "checkpoint": str(run.checkpoint),
-        "step": run.step,
-        "fingerprint": stream.fingerprint,
-        "summary": {name: _finite(asdict(interval)) for name, interval in summary.items()},
-        "items": items,
-    }
+def _as_values(summary: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
+    return {name: _finite(asdict(interval)) for name, interval in summary.items()}
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")

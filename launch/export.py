@@ -16,9 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import soundfile as sf
+import torch
+
 from enhancer.engine.atomic import write_bytes
 from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Device, require_device
 from enhancer.export.fixed_knobs import at_knobs
+from enhancer.export.level import loudness_and_gain, loudness_recording
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
 from hparams.schema import DeviceHParams
@@ -61,11 +65,32 @@ def described(run: TrainedRun, args: argparse.Namespace) -> tuple[Device, Descri
         date=datetime.now(),
         **{name: getattr(args, name) for name in (*GEAR, *LEVELS)},
     )
-    if not args.knob:
-        return device, description
-    values = knob_values(names, args.knob).tolist()
-    settings = tuple(zip(names, values, strict=True))
-    return at_knobs(device, values), replace(description, knobs=(), settings=settings)
+    if args.knob:
+        values = knob_values(names, args.knob).tolist()
+        device = at_knobs(device, values)
+        settings = tuple(zip(names, values, strict=True))
+        description = replace(description, knobs=(), settings=settings)
+    return device, _with_level(device, description, args.loudness_input)
+
+
+def _with_level(device: Device, description: Description, given: Path | None) -> Description:
+    """With loudness and gain where there is the recording to measure them by, and no knob that changes them."""
+    path = given or loudness_recording()
+    if path is None or device.num_knobs:
+        return description
+    try:
+        samples, _ = sf.read(path, dtype="float32", always_2d=True)
+    except (sf.LibsndfileError, OSError) as error:
+        raise UserError(f"--loudness-input {path} cannot be read: {error}") from error
+    if not len(samples) or samples.shape[1] != 1:
+        raise UserError(
+            f"--loudness-input {path} has {len(samples)} frames of {samples.shape[1]} channels; needed the mono "
+            "loudness_input.wav of neural-amp-modeler"
+        )
+    measured = loudness_and_gain(device, torch.from_numpy(samples[:, 0]))
+    if measured is None:
+        return description
+    return replace(description, loudness=measured[0], gain=measured[1])
 
 
 def _validation_esr(run: TrainedRun) -> float | None:
@@ -96,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in LEVELS:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=float, help="analog level, dBu, of full scale")
+    parser.add_argument(
+        "--loudness-input",
+        type=Path,
+        metavar="WAV",
+        help="loudness_input.wav of neural-amp-modeler, by which loudness and gain are measured; "
+        "default: the one of an installed neural-amp-modeler, else both are left out",
+    )
     return parser
 
 

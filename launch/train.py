@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enhancer.engine.launcher import is_first_rank
+from enhancer.engine.memory import keep_freed_memory
 from hparams.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ if __name__ == "__main__":
     # Until training listens, Ctrl-C ends each rank at once and without a traceback: nothing is there to be saved.
     # For the same reason what takes long to import is imported later.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keep_freed_memory()
     code = main()
     if "torch" in sys.modules:
         from enhancer.engine.session import leave

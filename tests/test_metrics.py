@@ -10,12 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import signal
 
 from enhancer.losses.stft import MultiResolutionStft
 from enhancer.metrics import (
     SDR_LIMIT_DB,
     LogMelDistance,
     StftDistance,
+    device_metrics,
+    response_excess_db,
     si_sdr,
     si_sdr_improvement,
 )
@@ -99,3 +102,49 @@ def test_a_gain_is_its_own_log_mel_distance(random):
     target = 0.1 * torch.randn(2, 8000, generator=random)
     distance = LogMelDistance(MelSpectrogram(44_100))(target * torch.tensor([[0.5], [2.0]]), target)
     torch.testing.assert_close(distance, torch.full((2,), 20 * math.log10(2)), atol=1e-3, rtol=0)
+
+
+def response(wave: np.ndarray, rate_hz: int) -> tuple[np.ndarray, np.ndarray]:
+    return signal.welch(wave, rate_hz, "hann", 2048, detrend=False)
+
+
+@pytest.mark.parametrize("gain_db", [-6.0, 0.0, 7.31])
+def test_a_shelf_is_its_own_excess_above_10_khz(gain_db):
+    """Noise whose part above 10 kHz is louder by a gain, by an FFT filter; below it anything goes."""
+    rate = 44_100
+    wave = np.random.default_rng(0).standard_normal((2, 3 * rate))
+    spectrum = np.fft.rfft(wave)
+    frequency = np.fft.rfftfreq(wave.shape[1], 1 / rate)
+    spectrum[:, frequency > 9_900] *= 10 ** (gain_db / 20)
+    spectrum[:, frequency < 5_000] *= 3
+    estimate = np.fft.irfft(spectrum, wave.shape[1])
+    mean, peak = response_excess_db(torch.from_numpy(estimate), torch.from_numpy(wave), rate, 10_000.0)
+    np.testing.assert_allclose(mean.numpy(), gain_db, atol=0.01)
+    np.testing.assert_allclose(peak.numpy(), gain_db, atol=0.5)
+    for row in range(2):
+        lines, loud = response(estimate[row], rate)
+        ratio_db = 10 * np.log10(loud / response(wave[row], rate)[1])[lines >= 10_000]
+        assert mean[row].item() == pytest.approx(ratio_db.mean(), abs=1e-4)
+        assert peak[row].item() == pytest.approx(ratio_db.max(), abs=1e-4)
+
+
+def test_every_frequency_counts_alike_in_the_response_and_by_its_energy_in_the_sum():
+    """A lone tone 20 dB too loud: nearly all of the energy above 10 kHz, and a few of 500 bins."""
+    rate = 44_100
+    noise = 1e-3 * torch.randn(1, 2 * rate, generator=torch.Generator().manual_seed(0))
+    tone = torch.sin(2 * math.pi * 15_000 / rate * torch.arange(2 * rate))[None]
+    estimate, target = noise + 0.1 * tone, noise + 0.01 * tone
+    values = {name: column.item() for name, column in device_metrics(estimate, target, rate).items()}
+    assert values["excess_above_10k_db"] == pytest.approx(19, abs=1)
+    assert values["response_excess_above_10k_db"] < 1
+    assert values["peak_excess_above_10k_db"] == pytest.approx(20, abs=0.2)
+
+
+def test_without_a_band_above_10_khz_or_any_sound_there_the_excess_is_plain():
+    wave = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    mean, peak = response_excess_db(wave, wave, 16_000, 10_000.0)
+    assert mean.isnan().all() and peak.isnan().all()
+    silence = torch.zeros(1, 4000)
+    assert response_excess_db(silence, silence, 44_100, 10_000.0)[0].item() == 0
+    assert response_excess_db(wave, silence, 44_100, 10_000.0)[0].item() == pytest.approx(140, abs=3)
+    assert response_excess_db(wave[:, :5], wave[:, :5], 44_100, 10_000.0)[0].item() == 0

@@ -42,6 +42,9 @@ class Description:
     tone_type: str | None = None
     input_level_dbu: float | None = None
     output_level_dbu: float | None = None
+    loudness: float | None = None
+    """dB, and `gain` from 0 to 1: see `enhancer.export.level`."""
+    gain: float | None = None
     date: datetime | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class Description:
             "tone_type",
             "input_level_dbu",
             "output_level_dbu",
+            "loudness",
+            "gain",
         )
         values = {field: getattr(self, field) for field in fields}
         return {field: value for field, value in values.items() if value is not None}

@@ -20,13 +20,12 @@ from enhancer.export.description import (
     require_no_skip,
     require_stepwise,
 )
+from enhancer.export.level import REST_SAMPLES
 from enhancer.models.recurrent import RecurrentDevice
 from enhancer.models.wavenet import WaveNetDevice
 from hparams.errors import UserError
 
 VERSION = "0.5.4"
-REST_SAMPLES = 48_000
-"""Silence after which a recurrent model starts in a plugin, as the format's own trainer has it."""
 
 
 def export(module: nn.Module, description: Description) -> Exported:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from enhancer.losses.device import HFHinge, PreemphasisedEsr, dc, esr, mae, mse
 from enhancer.losses.stft import MultiResolutionStft
 from enhancer.losses.weighted import WeightedLoss
-from enhancer.metrics import error_to_signal, excess_db
+from enhancer.metrics import device_metrics
 from enhancer.models.recurrent import RecurrentDevice, detach_state
 from enhancer.models.wavenet import WaveNetDevice
 from enhancer.tasks.figures import overlay_figure, spectrogram_figure
@@ -116,14 +116,9 @@ class PedalTask:
     def evaluate(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
     ) -> list[dict[str, float]]:
-        """ESR, mean squared and absolute error of each row, and how many dB above 10 kHz are too many."""
+        """`device_metrics` of each row."""
         estimate, target = self._estimate(modules, batch)
-        columns = {
-            "esr": error_to_signal(estimate, target),
-            "mse": (estimate - target).square().mean(-1),
-            "mae": (estimate - target).abs().mean(-1),
-            "excess_above_10k_db": excess_db(estimate, target, self.hp.wav_rate, 10_000.0),
-        }
+        columns = device_metrics(estimate, target, self.hp.wav_rate)
         values = {name: column.tolist() for name, column in columns.items()}
         return [{name: column[row] for name, column in values.items()} for row in range(len(estimate))]
 

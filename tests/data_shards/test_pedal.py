@@ -76,6 +76,44 @@ def test_a_late_pair_is_stored_aligned_and_split_in_time(tmp_path, capsys):
     assert "up to date" in capsys.readouterr().out
 
 
+def test_a_test_stretch_is_the_very_end_and_neither_trains_nor_validates(tmp_path, capsys):
+    pairs = [pedal_audio.write_pair(tmp_path, 2.0 + seed, seed=seed) for seed in (0, 1)]
+    arguments = [part for dry, wet in pairs for part in ("--dry", dry, "--wet", wet)]
+    out = tmp_path / "out"
+    assert run(out, *arguments, "--align", "off", "--valid-seconds", "0.5", "--test-fraction", "0.25") == 0
+    told = capsys.readouterr().out
+    assert "1.00 s train, the next 0.50 s validate, the last 0.50 s are kept for a test" in told
+    members = stored(out)
+    for number, (paths, whole) in enumerate(zip(pairs, (2.0, 3.0), strict=True)):
+        lengths = [round(RATE_HZ * seconds) for seconds in (0.75 * whole - 0.5, 0.5, 0.25 * whole)]
+        for side, path in zip(("input", "target"), paths, strict=True):
+            parts = [members[f"{3 * number + part:08d}.{side}.wav"][1] for part in range(3)]
+            assert [len(part) for part in parts] == lengths
+            np.testing.assert_array_equal(np.concatenate(parts), soundfile.read(path, dtype="float32")[0])
+    corpus = Corpus.open(out, "pedal")
+    split = corpus.split(0.1)
+    assert (split.train.tolist(), split.valid.tolist()) == ([0, 3], [1, 4])
+    assert verify_corpus(out) == []
+
+
+def test_a_test_stretch_of_seconds_and_what_cannot_be(tmp_path, capsys):
+    dry, wet = pedal_audio.write_pair(tmp_path, 3.0)
+    arguments = ["--dry", dry, "--wet", wet]
+    refuses(capsys, tmp_path / "out", [*arguments, "--test-seconds", "0"], "--test-seconds is 0.0")
+    refuses(capsys, tmp_path / "out", [*arguments, "--test-fraction", "1"], "--test-fraction is 1.0")
+    refuses(
+        capsys, tmp_path / "out", [*arguments, "--test-seconds", "3"], "s are left to train", "--test-seconds"
+    )
+    assert run(tmp_path / "out", *arguments, "--valid-seconds", "0.5", "--test-seconds", "1") == 0
+    assert [len(wave) for _, wave in stored(tmp_path / "out").values()][::2] == [24_000, 8_000, 16_000]
+
+
+def test_a_corpus_without_a_test_stretch_says_nothing_of_it(tmp_path):
+    dry, wet = pedal_audio.write_pair(tmp_path)
+    build_pedal_corpus([DevicePair(dry, wet)], tmp_path / "out")
+    assert "test_frames" not in (tmp_path / "out/pedal-000000.tar.json").read_text()
+
+
 def test_other_knobs_or_another_split_are_another_corpus(tmp_path):
     dry, wet = pedal_audio.write_pair(tmp_path)
     found = set()

@@ -80,6 +80,26 @@ def test_validation_is_each_pairs_last_quarter_with_context(root):
         assert batch["knobs"].tolist() == [pytest.approx([item, 0.1 * item])]
 
 
+def test_a_test_stretch_is_judged_when_asked_for_and_never_trained_on(tmp_path):
+    pairs = [DevicePair(*pedal_audio.write_pair(tmp_path, 2.0 + seed, seed=seed)) for seed in (0, 1)]
+    options = PedalOptions(align="off", valid_fraction=0.25, test_fraction=0.25)
+    build_pedal_corpus(pairs, tmp_path / "corpus", options)
+    for side, first, end in (("valid", 0.5, 0.75), ("test", 0.75, 1.0)):
+        stream = open_pedal_stream(hp_of(tmp_path), judged_side=side)
+        for item, batch in enumerate(stream.validation()):
+            whole = wave(tmp_path, f"wet{item}")
+            stretch = whole[round(first * len(whole)) - WARMUP_SAMPLES : round(end * len(whole))]
+            np.testing.assert_array_equal(batch["wet"][0].numpy(), stretch)
+        assert [len(pair.dry) // RATE_HZ for pair in stream.pairs] == [2, 3]
+        places = [stream.plan.place(draw) for draw in range(200)]
+        assert all(start + SEGMENT <= len(stream.pairs[pair].dry) // 2 for pair, start in places)
+
+
+def test_a_corpus_without_a_test_stretch_cannot_be_tested_on(root):
+    with pytest.raises(CorpusError, match=r"has no test stretch\. Build it again with --test-seconds"):
+        open_pedal_stream(hp_of(root), judged_side="test")
+
+
 def test_ranks_share_draws_and_validation_without_overlap(root):
     one = open_pedal_stream(hp_of(root), batch_size=6).from_draw(12)
     two = [open_pedal_stream(hp_of(root), rank=rank, world_size=2, batch_size=3) for rank in (0, 1)]

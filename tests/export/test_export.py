@@ -10,12 +10,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 
 from enhancer.export import nam, onnx, proteus, rtneural
 from enhancer.export.description import Description
 from enhancer.export.fixed_knobs import at_knobs
+from enhancer.export.level import REST_SAMPLES, loudness_and_gain, loudness_recording
 from enhancer.models.denoiser import MaskUNet
 from hparams.errors import UserError
 from tests.export.devices import RATE, context, output, recurrent, riff, wavenet
@@ -32,6 +34,8 @@ FULL = Description(
     gear_type="pedal",
     tone_type="fuzz",
     input_level_dbu=12.5,
+    loudness=-17.25,
+    gain=0.5,
     settings=(("drive", 0.5),),
     date=datetime(2026, 11, 20, 13, 5, 59),
 )
@@ -39,7 +43,7 @@ FULL = Description(
 
 def after_silence(device) -> tuple:
     with torch.no_grad():
-        return device(torch.zeros(1, nam.REST_SAMPLES))[1]
+        return device(torch.zeros(1, REST_SAMPLES))[1]
 
 
 NAM_MODELS = {
@@ -79,6 +83,47 @@ def test_a_nam_file_read_by_neural_amp_modeler_is_the_model(nam_model):
     assert theirs.sample_rate == RATE
 
 
+def test_loudness_and_gain_are_those_of_neural_amp_modeler(nam_model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = pytest.importorskip("nam.models", reason="needs wavewright[export-test]")
+        device, _ = nam_model
+        theirs = models.init_from_nam(json.loads(nam.export(device, PLAIN).data)).eval()
+        recording = soundfile.read(loudness_recording(), dtype="float32")[0]
+        with torch.no_grad():
+            expected = (theirs._metadata_loudness(), theirs._metadata_gain())
+    found = loudness_and_gain(device, torch.from_numpy(recording))
+    assert found is not None
+    assert found[0] == pytest.approx(expected[0], abs=1e-3) and found[1] == pytest.approx(
+        expected[1], abs=1e-4
+    )
+
+
+class Bend(nn.Module):
+    """tanh at a gain, then one of 1/2, without memory."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, dry, knobs, state):
+        return 0.5 * torch.tanh(self.gain * dry) if self.gain else 0.5 * dry, state
+
+
+def test_a_wire_has_no_gain_and_a_clipper_much_of_it():
+    square = torch.ones(4800) * torch.tensor([1.0, -1.0]).repeat(2400)
+    wire = loudness_and_gain(Bend(0.0), square)
+    assert wire == (pytest.approx(-6.0206, abs=1e-3), pytest.approx(0, abs=1e-6))
+    # As loud at every gain but 0: ten elevenths of the rectangle.
+    clipper = loudness_and_gain(Bend(1e6), square)
+    assert clipper == (pytest.approx(-6.0206, abs=1e-3), pytest.approx((10 - 5.5) / 5.5, abs=1e-6))
+    by_hand = [0.5 * np.tanh(3 * gain) for gain in np.linspace(0, 1, 11)]
+    bent = loudness_and_gain(Bend(3.0), square)
+    assert bent is not None
+    assert bent[1] == pytest.approx(sum(by_hand) / (5.5 * by_hand[-1]) - 1, abs=1e-6)
+    assert loudness_and_gain(Bend(3.0), 0 * square) is None
+
+
 def test_a_nam_file_of_one_layer_has_the_number_of_weights_of_the_format():
     size = 32
     content = json.loads(nam.export(recurrent(hidden_size=size), PLAIN).data)
@@ -97,12 +142,15 @@ def test_metadata_goes_along():
         "gear_type": "pedal",
         "tone_type": "fuzz",
         "input_level_dbu": 12.5,
+        "loudness": -17.25,
+        "gain": 0.5,
         "date": {"year": 2026, "month": 11, "day": 20, "hour": 13, "minute": 5, "second": 59},
         "training": {"validation_esr": 0.0125, "settings": {"knobs": {"drive": 0.5}}},
     }
     for module in (rtneural, proteus):
         metadata = json.loads(module.export(recurrent(), FULL).data)["metadata"]
         assert (metadata["samplerate"], metadata["esr"], metadata["gear_type"]) == (RATE, 0.0125, "pedal")
+        assert (metadata["loudness"], metadata["gain"]) == (-17.25, 0.5)
         assert metadata["settings"] == {"drive": 0.5} and metadata["date"] == "2026-11-20T13:05:59"
 
 

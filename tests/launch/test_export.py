@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from safetensors.torch import save_file
 
@@ -109,6 +110,25 @@ def test_a_model_with_knobs_is_exported_at_a_setting(tmp_path, capsys):
         _, state = device(torch.zeros(1, 48_000), knobs)
     expected = output(device, dry, knobs, state)
     assert np.abs(play_nam(target.read_bytes(), dry[0].double().numpy()) - expected).max() <= 1e-6
+
+
+def test_loudness_and_gain_are_measured_by_a_recording(lstm_run, tmp_path, capsys):
+    """The RMS of the output for it, from the file itself; a recording that cannot be used is named."""
+    dry = riff(4000)
+    sf.write(tmp_path / "loud.wav", dry[0].numpy(), 48_000, "FLOAT")
+    given = ["--format", "nam", "--loudness-input", str(tmp_path / "loud.wav")]
+    assert export(lstm_run, tmp_path / "a.nam", *given) == 0
+    played = play_nam((tmp_path / "a.nam").read_bytes(), dry[0].double().numpy())
+    metadata = json.loads((tmp_path / "a.nam").read_text())["metadata"]
+    assert metadata["loudness"] == pytest.approx(10 * np.log10(np.mean(played**2)), abs=1e-3)
+    assert 0 <= metadata["gain"] <= 1
+    sf.write(tmp_path / "loud.wav", np.zeros((10, 2)), 48_000)
+    assert export(lstm_run, tmp_path / "b.nam", *given) == 2
+    assert "10 frames of 2 channels" in capsys.readouterr().err
+    (tmp_path / "loud.wav").write_text("no audio")
+    assert export(lstm_run, tmp_path / "b.nam", *given) == 2
+    assert "loud.wav cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "b.nam").exists()
 
 
 def test_a_checkpoint_that_was_not_judged_has_no_esr(tmp_path):
