@@ -29,6 +29,7 @@ ALLOWED = {
         "hparams",
     },
     "enhancer.inference": {"enhancer.tasks", "enhancer.models", "enhancer.signal", "hparams"},
+    "enhancer.realtime": set(),
     "enhancer.export": {"enhancer.models", "hparams"},
     "data_shards": {"hparams"},
     "launch": {"enhancer.*", "data_shards", "hparams"},
