@@ -8,6 +8,7 @@ take its place, and the report says so.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -48,10 +49,10 @@ class Gathered:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    output = _output(args.output, args.runs)
     if args.examples < 0:
         raise UserError(f"--examples {args.examples}: needed 0 or more")
     runs = read_runs(args.runs)
+    output = _output(args.output, args.runs)
     gathered = Gathered()
     for run in runs:
         if args.examples:
@@ -60,12 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     content = Content(runs, grouped(gathered.heard), gathered.names_of_items, gathered.notes, made)
     text = document(content)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, text, is_durable=False)
     except OSError as error:
-        raise UserError(
-            f"--output {output} cannot be written ({error.strerror}); name another file"
-        ) from error
+        raise _unwritable(output, error.strerror) from error
     for note in gathered.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{output}: {len(runs)} runs, {len(content.examples)} items to hear, {len(text) / 1e6:.1f} MB")
@@ -79,7 +77,7 @@ def _gather(run: RunRecord, args: argparse.Namespace, gathered: Gathered) -> Non
         try:
             gathered.heard += _computed(run, args, gathered)
             return
-        except (UserError, DataError) as error:
+        except (UserError, DataError, OSError) as error:
             reason = str(error)
     kept, notes = from_samples(run, args.examples)
     gathered.heard += kept
@@ -141,7 +139,18 @@ def _output(given: Path | None, folders: list[Path]) -> Path:
         raise UserError(
             f"--output {output} is a folder; name the file to write, such as {output / DEFAULT_NAME}"
         )
+    # Before anything is computed.
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(output, error.strerror) from error
+    if not os.access(output.parent, os.W_OK):
+        raise _unwritable(output, "no permission to write into its folder")
     return output
+
+
+def _unwritable(output: Path, reason: str | None) -> UserError:
+    return UserError(f"--output {output} cannot be written ({reason}); name a file in a folder of yours")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,6 +29,11 @@ _LIMITS = (
     f"the error has. Tables of files end after {tables.MOST_ROWS} lines."
 )
 
+_OTHER_LISTS = (
+    "The runs were not validated on the same list (their corpora, rate, task or valid_... differ), so what differs "
+    "between them need not be the models."
+)
+
 
 @dataclass
 class Content:
@@ -108,6 +113,7 @@ def _validation(content: Content, runs: list[RunRecord]) -> Markup:
         files += [element("h3", heading), tables.items_table(run, content.names_of_items.get(run.name, {}))]
     return joined(
         element("p", "Means over the validation list and 95 % intervals, at the best evaluation.", class_="note"),
+        None if tables.have_same_list(runs) else element("p", _OTHER_LISTS, class_="notes"),
         tables.summary_table(runs),
         _figures(validation_charts(runs)),
         files,
@@ -129,7 +135,10 @@ def _examples(content: Content) -> Markup:
         "p", "Spectrograms, dB below the loudest bin of the item: ", element("span", "-90", class_="scale-low"),
         element("span", class_="scale"), "0", class_="note",
     )  # fmt: skip
-    return joined(scale, [example_section(example) for example in content.examples])
+    shown = len({each.item for example in content.examples for each in example.heard})
+    total = max(len(run.rows) for run in content.runs)
+    said = element("p", f"{shown} of {total} items of the validation list.", class_="note")
+    return joined(said, scale, [example_section(example) for example in content.examples])
 
 
 def _hparams(runs: list[RunRecord]) -> Markup:

@@ -153,12 +153,20 @@ def _card(run: RunRecord) -> Markup:
 
 def _leader(runs: list[RunRecord]) -> RunRecord | None:
     """The best of several runs that are judged by one metric."""
-    if len(runs) < 2 or len({run.best_metric for run in runs}) > 1:
+    if len(runs) < 2 or not have_same_list(runs):
         return None
     sign = 1 if runs[0].best_is_higher else -1
     means = {run: sign * number(summary_of(run.best, run.best_metric)["mean"]) for run in runs}
     known = [run for run in runs if means[run] == means[run]]
     return max(known, key=means.__getitem__) if known else None
+
+
+def have_same_list(runs: list[RunRecord]) -> bool:
+    """Whether the runs were validated on the same items, as far as their hyper-parameters tell."""
+    values = [flat_values(run.hp) for run in runs]
+    deciding = [key for key in _keys(values) if key.endswith("_dir") or "valid_" in key]
+    deciding += ["task.name", "wav_rate"]
+    return all(each.get(key) == values[0].get(key) for each in values for key in deciding)
 
 
 def _keys(values: list[dict[str, Any]]) -> list[str]:
