@@ -17,7 +17,7 @@ from enhancer.models.denoiser import MaskUNet
 from enhancer.signal.convolution import RirBank
 from enhancer.signal.mel import MelSpectrogram
 from enhancer.signal.mixing import Mix, mix
-from enhancer.tasks.figures import spectrogram_figure
+from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import DenoiseHParams, HParams
 
 NUM_SHOWN = 4
@@ -116,13 +116,15 @@ class DenoiseTask:
         values = {name: column.tolist() for name, column in columns.items()}
         return [{name: column[row] for name, column in values.items()} for row in range(len(restored))]
 
-    def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
-        """Mixture, estimate and target of the first rows as sounds, and their spectrograms side by side."""
-        first = {name: column[:NUM_SHOWN] for name, column in batch.items()}
-        mixed = self.mix(first)
+    def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the model hears, makes and should make of each row, [B, T] each."""
+        mixed = self.mix(batch)
         estimate = modules[self.main_module](mixed.mixture)
-        for row in range(len(estimate)):
-            waves = {"mixture": mixed.mixture[row], "estimate": estimate[row], "target": mixed.target[row]}
-            for name, wave in waves.items():
-                media.audio(f"{row}/{name}", wave.detach().cpu(), self.hp.wav_rate)
-            media.figure(f"{row}/spectrogram", spectrogram_figure(waves, self.hp.wav_rate))
+        return {"mixture": mixed.mixture, "estimate": estimate, "target": mixed.target}
+
+    def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
+        """Sounds and spectrograms of the first rows, the other pictures of the first."""
+        waves = self.waves(modules, {name: column[:NUM_SHOWN] for name, column in batch.items()})
+        for row in range(len(waves["estimate"])):
+            show_sounds(media, row, {name: wave[row] for name, wave in waves.items()}, self.hp.wav_rate)
+        show_charts(media, 0, {name: wave[0] for name, wave in waves.items()}, self.hp.wav_rate)

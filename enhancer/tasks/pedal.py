@@ -14,11 +14,10 @@ from enhancer.losses.weighted import WeightedLoss
 from enhancer.metrics import device_metrics
 from enhancer.models.recurrent import RecurrentDevice, detach_state
 from enhancer.models.wavenet import WaveNetDevice
-from enhancer.tasks.figures import overlay_figure, spectrogram_figure
+from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import HParams, PedalHParams
 
 SHOWN_SECONDS = 3.0
-OVERLAY_SAMPLES = 1000
 
 
 class PedalTask:
@@ -122,20 +121,18 @@ class PedalTask:
         values = {name: column.tolist() for name, column in columns.items()}
         return [{name: column[row] for name, column in values.items()} for row in range(len(estimate))]
 
+    def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the model hears, makes and should make of each row after the warm-up, [B, T - warmup] each."""
+        estimate, target = self._estimate(modules, batch)
+        return {"dry": batch["dry"][:, -target.shape[-1] :], "estimate": estimate, "target": target}
+
     def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
-        """Dry, estimate and target of the first row as sounds and spectrograms, and the waveforms at their worst."""
-        first = {name: column[:1] for name, column in batch.items()}
-        estimate, target = self._estimate(modules, first)
-        count = min(round(SHOWN_SECONDS * self.hp.wav_rate), target.shape[-1])
-        dry = first["dry"][:, -target.shape[-1] :]
-        waves = {"dry": dry[0, :count], "estimate": estimate[0, :count], "target": target[0, :count]}
-        for name, wave in waves.items():
-            media.audio(f"0/{name}", wave.detach().cpu(), self.hp.wav_rate)
-        media.figure("0/spectrogram", spectrogram_figure(waves, self.hp.wav_rate))
-        error = (waves["estimate"] - waves["target"]).abs()
-        worst = max(0, min(int(error.argmax()) - OVERLAY_SAMPLES // 2, count - OVERLAY_SAMPLES))
-        shown = {name: waves[name][worst : worst + OVERLAY_SAMPLES] for name in ("target", "estimate")}
-        media.figure("0/worst", overlay_figure(shown, self.hp.wav_rate, worst / self.hp.wav_rate))
+        """Sounds and spectrograms of the start of the first row, the other pictures of all of it."""
+        waves = self.waves(modules, {name: column[:1] for name, column in batch.items()})
+        first = {name: wave[0] for name, wave in waves.items()}
+        count = round(SHOWN_SECONDS * self.hp.wav_rate)
+        show_sounds(media, 0, {name: wave[:count] for name, wave in first.items()}, self.hp.wav_rate)
+        show_charts(media, 0, first, self.hp.wav_rate)
 
     def _estimate(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]

@@ -1,0 +1,134 @@
+"""Run folders as training leaves them, made in seconds: real corpora, weights that nobody trained, real evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from data_shards.build import build_corpus
+from data_shards.options import BuildOptions
+from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus
+from enhancer.engine.evaluate import summarise
+from enhancer.engine.manifest import folder_name, write_manifest
+from enhancer.engine.monitor import Monitor
+from enhancer.engine.state import State
+from enhancer.engine.weights import write_weights
+from enhancer.inference import load_run
+from enhancer.tasks import TASKS
+from hparams.fields import kinds
+from hparams.load import dump
+from hparams.schema import DenoiseHParams, HParams
+from launch.common import open_data
+from launch.evaluate import evaluate
+from tests.data_shards import pedal_audio
+
+RATE_HZ = 44_100
+EVALUATED = (20, 40)
+VALID_SECONDS = 6.0
+HOSTILE = "<img src=x onerror=window.owned=1>"
+
+
+def device_corpus(root: Path, name: str = "dry") -> Path:
+    """Two pairs of a clipper at two settings of its drive, of which the last six seconds validate."""
+    pairs = []
+    for number, drive in enumerate((0.2, 0.8)):
+        dry = pedal_audio.guitar(VALID_SECONDS + 1.5, RATE_HZ, number)
+        wet = 0.8 * np.tanh((2 + 20 * drive) * dry)
+        files = [
+            pedal_audio.write(root / f"{kind}-{number}.wav", wave, RATE_HZ)
+            for kind, wave in ((name, dry), ("wet", wet))
+        ]
+        pairs.append(DevicePair(files[0], files[1], {"drive": drive}))
+    build_pedal_corpus(pairs, root / "pair", PedalOptions(align="off", valid_seconds=VALID_SECONDS))
+    return root / "pair"
+
+
+def mix_corpora(root: Path, name: str = "voice") -> dict[str, Path]:
+    """fg, bg and rir of a few seconds."""
+    rng = np.random.default_rng(0)
+    seconds = np.arange(RATE_HZ) / RATE_HZ
+    folders = {}
+    for kind in ("fg", "bg", "rir"):
+        for number in range(4):
+            noise = rng.standard_normal(RATE_HZ)
+            tone = 0.3 * np.sin(2 * np.pi * 300 * (number + 1) * seconds)
+            wave = {"fg": tone, "bg": 0.1 * noise, "rir": 0.3 * noise * np.exp(-40 * seconds)}[kind]
+            wave[0] = 0.9 if kind == "rir" else wave[0]
+            path = root / "audio" / kind / f"{name if kind == 'fg' else kind}-{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, wave, RATE_HZ)
+        folders[f"{kind}_dir"] = root / kind
+        options = BuildOptions(kind, rate_hz=RATE_HZ, workers=1)
+        build_corpus(kind, [root / "audio" / kind], root / kind, options)
+    return folders
+
+
+def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
+    """A small run of `task`. `changes` go to the run, or to its task where it has such a field."""
+    small = {"width": 2, "valid_items": 5, "valid_seconds": 0.5, "hidden_size": 4, "knobs": ("drive",)}
+    kind: type[Any] = kinds()[task]
+    names = {each.name for each in dataclasses.fields(kind)}
+    own = kind(**{name: value for name, value in {**small, **changes}.items() if name in names})
+    rest = {name: value for name, value in changes.items() if name not in names}
+    values = {
+        "max_steps": 60,
+        "warmup_steps": 10,
+        "training_seconds": 0.25,
+        "valid_fraction": 0.5,
+        **corpora,
+        **rest,
+    }
+    return HParams(task=own, **values)
+
+
+def corpora_of(task: str, root: Path) -> dict[str, Path]:
+    """What `task` learns from: mixes, or for all others a device."""
+    return mix_corpora(root) if kinds()[task] is DenoiseHParams else {"pair_dir": device_corpus(root)}
+
+
+def make_run(folder: Path, hp: HParams, seed: int = 0) -> Path:
+    """A run in `folder`: hparams.yaml, status.json, metrics.jsonl, samples/ and the checkpoints of two evaluations."""
+    folder.mkdir(parents=True)
+    (folder / "hparams.yaml").write_text(dump(hp))
+    (folder / "status.json").write_text('{"state": "finished", "step": 60, "reason": ""}')
+    monitor = Monitor.open(folder, max_steps=60, from_step=0)
+    monitor.event(0, "start", "fresh run")
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(1, 61):
+        noise = float(torch.rand(1, generator=generator))
+        values = {"loss": 2 / step + 0.1 * noise, "gradient_norm": 10 ** (4 * noise), "learning_rate": 1e-3}
+        monitor.log(step, {**values, "draws": 8 * step, "skipped": 0, "step_seconds": 0.1})
+        if step in EVALUATED:
+            _judge(folder, hp, monitor, step, seed)
+    monitor.close()
+    return folder
+
+
+def _judge(folder: Path, hp: HParams, monitor: Monitor, step: int, seed: int) -> None:
+    torch.manual_seed(seed + step)
+    task = TASKS[hp.task.name](hp)
+    module = task.build()[task.main_module]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    checkpoint = folder / "checkpoints" / folder_name(step)
+    checkpoint.mkdir(parents=True)
+    write_weights(checkpoint / f"{task.main_module}.safetensors", module.state_dict())
+    write_manifest(checkpoint, State(step=step), {})
+    (folder / "checkpoints" / "BEST").write_text(checkpoint.name)
+    stream = open_data(hp, batch_size=4, num_workers=0)
+    run = load_run(folder, "cpu", checkpoint)
+    rows = evaluate(run, stream)
+    # The better one by construction is the later: what is best must not depend on luck.
+    sign = 1 if task.best_is_higher else -1
+    rows = [{**row, task.best_metric: row[task.best_metric] + sign * step} for row in rows]
+    summary = {name: (each.mean, each.low, each.high) for name, each in summarise(rows).items()}
+    monitor.evaluation(step, summary, rows, 1.0)
+    shown = TASKS[hp.task.name](hp, stream.constants())
+    with torch.no_grad():
+        shown.show({task.main_module: run.module}, next(iter(stream.validation())), monitor.media(step))
