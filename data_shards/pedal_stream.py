@@ -167,6 +167,11 @@ class PedalStream:
         """Items of the validation list."""
         return len(self.pairs)
 
+    @property
+    def epoch_draws(self) -> int:
+        """Draws in which each training segment comes once."""
+        return self.plan.epoch_draws
+
     def item_sources(self, item: int) -> dict[str, str]:
         """The files behind an item of the validation list."""
         return {"dry": self.pairs[item].dry_name, "wet": self.pairs[item].wet_name}

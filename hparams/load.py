@@ -24,16 +24,19 @@ from hparams.source import Located, parse, parse_override, read_file, resolve_pl
 PRESETS_DIR = Path(__file__).resolve().parent
 EXTENDS = "extends"
 Rules = Mapping[str, FieldRow]
+Override = str | Mapping[str, Located]
+"""`key=value`, or a table of values that another file gives and errors name by their place there."""
 
 
-def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> HParams:
-    """HParams of a preset (`base`) or a YAML file (`my/run.yaml`), then each `key=value` of `overrides`.
+def load(name_or_path: str | Path, overrides: Sequence[Override] = ()) -> HParams:
+    """HParams of a preset (`base`) or a YAML file (`my/run.yaml`), then each of `overrides`.
 
     A file may start from another by `extends: NAME_OR_PATH`, a path being relative to the file that says it.
     Raises UserError that lists everything found wrong.
     """
     path, name = _find(name_or_path, Path())
-    table = _merge_all([*_chain(path, name), *(parse_override(text) for text in overrides)])
+    given = [parse_override(each) if isinstance(each, str) else each for each in overrides]
+    table = _merge_all([*_chain(path, name), *given])
     return _validate(table)
 
 

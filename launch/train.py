@@ -20,6 +20,7 @@ from hparams.errors import UserError
 if TYPE_CHECKING:
     from enhancer.engine.session import Place
     from enhancer.engine.task import Stream, Task
+    from hparams.load import Override
     from hparams.schema import HParams
 
 EXIT_USER = 2
@@ -96,7 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
+def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
     """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise."""
     from hparams.load import load
 
