@@ -97,9 +97,9 @@ def _listening() -> Iterator[_Interrupts]:
 def _start(planned: Planned) -> _Child:
     planned.folder.mkdir(parents=True, exist_ok=True)
     log = (planned.folder / LOG).open("ab")
-    start = log.tell()
     log.write(f"$ {shlex.join(planned.command)}\n".encode())
     log.flush()
+    start = log.tell()
     process = subprocess.Popen(
         planned.command,
         stdin=subprocess.DEVNULL,
