@@ -8,6 +8,7 @@ table says why), 2 the input is wrong, 75 stopped early.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 PAGE = "results.html"
 FIGURES = "figures"
+_UNSAFE = re.compile(r"[^\w.=,+-]+")
 
 
 @reports_user_errors
@@ -145,7 +147,9 @@ def draw(
         if waves:
             caption = f"Target and estimate where {pair.name} is loudest, first seed"
             drawn[f"waves-{pair.name}"] = caption, figures.waves_figure(waves, rate_hz)
-    return {name: (caption, figures.png(figure)) for name, (caption, figure) in drawn.items()}
+    return {
+        _UNSAFE.sub("_", name): (caption, figures.png(figure)) for name, (caption, figure) in drawn.items()
+    }
 
 
 def _judged(results: Sequence[Result], pairs: Sequence[FilePair], knobs: Sequence[str]) -> list[Result]:

@@ -46,15 +46,15 @@ class _Interrupts:
         self.count = 0
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handler of SIGINT and SIGTERM."""
+        """Handler of SIGINT, SIGTERM and SIGHUP."""
         self.count += 1
 
 
 def train_here(members: Sequence[Planned], num_jobs: int) -> dict[str, str] | None:
     """Train `members`, `num_jobs` at a time; the reasons of those that failed, by folder name.
 
-    None where it was told to stop by SIGINT or SIGTERM: all members were then told to save, and have ended. A second
-    Ctrl-C changes nothing; a third ends them at once and raises KeyboardInterrupt.
+    None where it was told to stop by SIGINT, SIGTERM or SIGHUP: all members were then told to save, and have ended. A
+    second Ctrl-C changes nothing; a third ends them at once and raises KeyboardInterrupt.
     """
     waiting = deque(members)
     running: list[_Child] = []
@@ -84,9 +84,13 @@ def train_here(members: Sequence[Planned], num_jobs: int) -> dict[str, str] | No
 @contextmanager
 def _listening() -> Iterator[_Interrupts]:
     interrupts = _Interrupts()
-    before = {
-        number: signal.signal(number, interrupts.on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    # A terminal that is closed stops a sweep too, unless nohup has it ignored.
+    heard = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, interrupts.on_signal) for number in heard}
     try:
         yield interrupts
     finally:

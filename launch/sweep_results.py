@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_shards.errors import DataError
 from enhancer.engine import records
 from enhancer.engine.manifest import folder_name
 from enhancer.engine.monitor import SAMPLES
@@ -105,8 +107,13 @@ def with_epochs(results: Sequence[Result]) -> list[Result]:
 
 
 def _epoch_draws(hp: HParams) -> int | None:
-    """Training examples of an epoch; None where the data have none (mixes drawn without end)."""
-    stream = open_data(hp, num_workers=0)
+    """Training examples of an epoch; None where the data have none (mixes drawn without end) or are gone."""
+    try:
+        stream = open_data(hp, num_workers=0)
+    except (UserError, DataError) as error:
+        # The runs are done, and all else that there is to tell of them lies in their folders.
+        print(f"note: the length of an epoch is not known: {error}", file=sys.stderr)
+        return None
     return getattr(stream, "epoch_draws", None)
 
 
