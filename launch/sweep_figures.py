@@ -21,7 +21,7 @@ Points = Mapping[str, Mapping[float, Sequence[float]]]
 Waves = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """(target, estimate), each float [T], by the setting that made the estimate."""
 
-SHOWN_SECONDS = 0.015
+SHOWN_SECONDS = 0.01
 COLUMNS = 4
 NAMED_LINES = 10
 """More lines than that have no colours of their own."""
@@ -127,7 +127,7 @@ def waves_figure(waves: Waves, rate_hz: int) -> Any:
     for axis, (label, (target, estimate)) in zip(axes, waves.items(), strict=True):
         first = loudest(target, count)
         milliseconds = 1000 * (first + np.arange(len(target[first : first + count]))) / rate_hz
-        axis.plot(milliseconds, target[first : first + count], linewidth=3.5, alpha=0.4, label="target")
+        axis.plot(milliseconds, target[first : first + count], linewidth=2.5, alpha=0.45, label="target")
         axis.plot(milliseconds, estimate[first : first + count], linewidth=1.0, label="estimate")
         axis.set_title(label, fontsize="small")
         axis.grid(alpha=0.25)

@@ -18,6 +18,8 @@ from launch.sweep_statistics import Comparison, Mean, compare_all, mean_interval
 
 Row = dict[str, Any]
 SIGNIFICANT = 0.05
+LONG_TEXT = 40
+"""Longer texts get a wide column."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def page(
     is_higher_better: bool | None,
 ) -> str:
     """A self-contained HTML page: `figures` are PNG by caption. The best setting is bold where it is known which."""
-    failed = [row for row in tables.members if row["state"] != "finished"]
+    failed = [_without_values(row) for row in tables.members if row["state"] != "finished"]
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
     if failed:
         parts += ["<h2>Members that are not finished</h2>", _table(failed, is_strong=lambda row: False)]
@@ -132,10 +134,12 @@ def _pair_rows(groups: Mapping[str, Sequence[Result]], metric: str, test: str) -
         label: {name: mean_interval(values).mean for name, values in _by_file(group).items()}
         for label, group in done.items()
     }
-    rows = [_pair_row(each, "seeds", metric, test) for each in compare_all(over_seeds, test)]
-    if any(over_files.values()):
-        rows += [_pair_row(each, "files", "esr", test) for each in compare_all(over_files, test)]
-    return rows
+    return [
+        _pair_row(each, over, name, test)
+        for over, name, values in (("seeds", metric, over_seeds), ("files", "esr", over_files))
+        for each in compare_all(values, test)
+        if each.count
+    ]
 
 
 def _pair_row(each: Comparison, over: str, metric: str, test: str) -> Row:
@@ -190,6 +194,14 @@ def _best(rows: Sequence[Row], is_higher_better: bool | None) -> Row | None:
     return (max if is_higher_better else min)(judged, key=lambda row: row[name], default=None)
 
 
+def _without_values(row: Row) -> Row:
+    """A member's row as far as its reason matters."""
+    last = list(row).index("step")
+    return {
+        name: value for place, (name, value) in enumerate(row.items()) if place <= last or name == "reason"
+    }
+
+
 def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -213,6 +225,8 @@ def _table(rows: Sequence[Row], is_strong: Any) -> str:
 
 def _cell(value: Any) -> str:
     kind = " class=number" if isinstance(value, (int, float)) or value is None else ""
+    if isinstance(value, str) and len(value) > LONG_TEXT:
+        kind = " class=long"
     return f"<td{kind}>{html.escape(shown(value))}</td>"
 
 
@@ -233,6 +247,7 @@ table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tab
 th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }}
 th {{ white-space: nowrap; border-bottom: 2px solid #888; }}
 td.number {{ text-align: right; white-space: nowrap; }}
+td.long {{ min-width: 16rem; }}
 tr.strong td {{ font-weight: 700; }}
 figure {{ margin: 2rem 0; break-inside: avoid; }} img {{ max-width: 100%; height: auto; }}
 figcaption {{ color: #555; font-size: .85rem; }}

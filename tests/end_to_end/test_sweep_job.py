@@ -67,6 +67,11 @@ def command(place: Path, output: Path, *words: str, name: str = "mine") -> list[
     ]  # fmt: skip
 
 
+def run_sweep(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Several trainings one after another, so with more time than one of them has."""
+    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -81,7 +86,7 @@ def test_a_failing_member_stands_in_the_table_and_finished_ones_are_skipped(
     place: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    done = run_command(*command(place, output, "--jobs", "2", "--files", str(place / "riffs")))
+    done = run_sweep(command(place, output, "--jobs", "2", "--files", str(place / "riffs")))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "training_seconds=30, seed=1: failed: " in done.stdout
     members = rows(output / "members.csv")
@@ -110,7 +115,7 @@ def test_a_failing_member_stands_in_the_table_and_finished_ones_are_skipped(
     } <= figures
 
     before = {row["run"]: status(output / row["run"])["updated"] for row in members[:2]}
-    again = run_command(*command(place, output))
+    again = run_sweep(command(place, output))
     assert again.returncode == 1 and "4 of 6 members are done" in again.stdout
     assert again.stdout.count("started ") == 2
     assert before == {name: status(output / name)["updated"] for name in before}
@@ -143,7 +148,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) 
     assert not second.exists() and not (output / "results.csv").exists()
 
     steps = reached["step"] + 10
-    done = run_command(*command(place, output, name="long"), f"max_steps={steps}")
+    done = run_sweep([*command(place, output, name="long"), f"max_steps={steps}"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["state"] for row in rows(output / "members.csv")] == ["finished", "finished"]
     events = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
