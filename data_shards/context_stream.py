@@ -114,6 +114,11 @@ class ContextStream(PairStream):
     views: tuple[np.ndarray, ...]
     """Of each pair all its windows, as a view of its dry side."""
 
+    @property
+    def epoch_draws(self) -> int:
+        """Draws in which each window comes once."""
+        return len(self.split.train)
+
     def training_batch(self, draws: range) -> Batch:
         """The rows of `draws`."""
         train = self.split.train

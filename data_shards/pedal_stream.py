@@ -159,6 +159,11 @@ class PairStream(ABC):
         """Items of the validation list."""
         return len(self.pairs)
 
+    @property
+    @abstractmethod
+    def epoch_draws(self) -> int:
+        """Draws in which each training example comes once."""
+
     def item_sources(self, item: int) -> dict[str, str]:
         """The files behind an item of the validation list."""
         return {"dry": self.pairs[item].dry_name, "wet": self.pairs[item].wet_name}
@@ -177,6 +182,11 @@ class PedalStream(PairStream):
     plan: SegmentPlan
     lead_frames: int
     """Context before a stretch that judges, from the end of the one before it; no metric looks at it."""
+
+    @property
+    def epoch_draws(self) -> int:
+        """Draws in which each segment comes once."""
+        return self.plan.epoch_draws
 
     def training_batch(self, draws: range) -> Batch:
         """The rows of `draws`."""

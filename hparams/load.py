@@ -25,12 +25,14 @@ from hparams.source import Located, parse, parse_override, read_file, resolve_pl
 PRESETS_DIR = Path(__file__).resolve().parent
 EXTENDS = "extends"
 Rules = Mapping[str, FieldRow]
+Override = str | Mapping[str, Located]
+"""`key=value`, or a table of values that another file gives and errors name by their place there."""
 
 
 def load(
-    name_or_path: str | Path, overrides: Sequence[str] = (), recordings: agam.Recordings | None = None
+    name_or_path: str | Path, overrides: Sequence[Override] = (), recordings: agam.Recordings | None = None
 ) -> HParams:
-    """HParams of a preset (`base`) or a YAML file (`my/run.yaml`), then each `key=value` of `overrides`.
+    """HParams of a preset (`base`) or a YAML file (`my/run.yaml`), then each of `overrides`.
 
     A file may start from another by `extends: NAME_OR_PATH`, a path being relative to the file that says it.
     A JSON file is a configuration of Automated-GuitarAmpModelling, whose epochs need `recordings` (see `hparams.agam`).
@@ -39,7 +41,7 @@ def load(
     return _validate(_read(name_or_path, overrides, recordings))
 
 
-def peek(name_or_path: str | Path, overrides: Sequence[str], keys: Sequence[str]) -> list[Any]:
+def peek(name_or_path: str | Path, overrides: Sequence[Override], keys: Sequence[str]) -> list[Any]:
     """What `load` would find for each of `keys`, None for one that nobody gives; no value is checked.
 
     Raises UserError where something cannot be read.
@@ -59,13 +61,15 @@ def converted(name_or_path: str | Path, recordings: agam.Recordings | None = Non
 
 
 def _read(
-    name_or_path: str | Path, overrides: Sequence[str], recordings: agam.Recordings | None
+    name_or_path: str | Path, overrides: Sequence[Override], recordings: agam.Recordings | None
 ) -> dict[str, Located]:
     if old := converted(name_or_path, recordings):
         tables = [*_chain(*_find(agam.BASE, Path())), old.table]
     else:
         tables = _chain(*_find(name_or_path, Path()))
-    return _merge_all([*tables, *(parse_override(text) for text in overrides)])
+    return _merge_all(
+        [*tables, *(parse_override(each) if isinstance(each, str) else each for each in overrides)]
+    )
 
 
 def loads(text: str, name: str = "hparams") -> HParams:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from data_shards.corpus import Corpus
     from enhancer.engine.session import Place
     from enhancer.engine.task import Stream, Task
+    from hparams.load import Override
     from hparams.schema import HParams
 
 EXIT_USER = 2
@@ -98,7 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
+def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
     """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise.
 
     What a configuration of Automated-GuitarAmpModelling was read as is told on stderr.
@@ -122,7 +123,7 @@ def load_for_corpus(preset: str, overrides: list[str]) -> HParams:
     return hp
 
 
-def _device_corpus(preset: str, overrides: list[str]) -> Corpus | None:
+def _device_corpus(preset: str, overrides: Sequence[Override]) -> Corpus | None:
     """The corpus of a device to learn; None for other tasks, and where there is none yet.
 
     Looked for before the values are checked, for what is possible depends on its rate.

@@ -12,12 +12,11 @@ from enhancer.losses.device import esr
 from enhancer.losses.weighted import WeightedLoss
 from enhancer.metrics import error_to_signal
 from enhancer.models.context import ContextDevice, windows_at_once
-from enhancer.tasks.figures import overlay_figure, spectrogram_figure
+from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import ContextHParams, HParams
 
 SHOWN_SECONDS = 0.5
 """Every sample of it costs a whole window."""
-OVERLAY_SAMPLES = 1000
 
 
 class ContextTask:
@@ -69,26 +68,25 @@ class ContextTask:
             for row in zip(batch["dry"], batch["wet"], batch["knobs"], batch["first"], strict=True)
         ]
 
-    def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
-        """Dry, estimate and target of the loudest half second of the first row, and the waveforms at their worst."""
+    def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the model hears, makes and should make of the loudest half second of each row, [B, T] each."""
         before = self.context_samples - 1
-        dry, wet = batch["dry"][:1], batch["wet"][:1]
-        count = min(round(SHOWN_SECONDS * self.hp.wav_rate), dry.shape[-1] - before)
-        start = before + _loudest(wet[0, before:], count)
-        past = (dry[:, start - before : start],)
-        estimate, _ = modules[self.main_module](dry[:, start : start + count], batch["knobs"][:1], past)
-        waves = {
-            "dry": dry[0, start : start + count],
-            "estimate": estimate[0].float(),
-            "target": wet[0, start : start + count],
-        }
-        for name, wave in waves.items():
-            media.audio(f"0/{name}", wave.detach().cpu(), self.hp.wav_rate)
-        media.figure("0/spectrogram", spectrogram_figure(waves, self.hp.wav_rate))
-        error = (waves["estimate"] - waves["target"]).abs()
-        worst = max(0, min(int(error.argmax()) - OVERLAY_SAMPLES // 2, count - OVERLAY_SAMPLES))
-        shown = {name: waves[name][worst : worst + OVERLAY_SAMPLES] for name in ("target", "estimate")}
-        media.figure("0/worst", overlay_figure(shown, self.hp.wav_rate, (start + worst) / self.hp.wav_rate))
+        count = min(round(SHOWN_SECONDS * self.hp.wav_rate), batch["dry"].shape[-1] - before)
+        rows = []
+        for dry, wet, knobs in zip(batch["dry"], batch["wet"], batch["knobs"], strict=True):
+            start = before + _loudest(wet[before:], count)
+            heard, target = dry[start : start + count], wet[start : start + count]
+            past = (dry[None, start - before : start],)
+            estimate, _ = modules[self.main_module](heard[None], knobs[None], past)
+            rows.append({"dry": heard, "estimate": estimate[0].float(), "target": target})
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
+        """Sounds and pictures of the loudest half second of the first row."""
+        waves = self.waves(modules, {name: column[:1] for name, column in batch.items()})
+        first = {name: wave[0] for name, wave in waves.items()}
+        show_sounds(media, 0, first, self.hp.wav_rate)
+        show_charts(media, 0, first, self.hp.wav_rate)
 
     def _judge(
         self, module: nn.Module, dry: Tensor, wet: Tensor, knobs: Tensor, first: Tensor

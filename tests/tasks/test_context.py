@@ -150,6 +150,7 @@ def test_the_preset_is_the_published_experiment() -> None:
     assert (hp.batch_size_per_gpu, hp.seed, hp.min_lr, hp.max_lr) == (64, 25, 1e-3, 1e-3)
     # One evaluation is one epoch, and there are a hundred.
     assert hp.eval_every - 1 < 75_000 / 64 <= hp.eval_every and hp.max_steps == 100 * hp.eval_every
+    assert hp.early_stop_patience == 15
     assert all("weight_decay" not in group for group in task.param_groups("device", device))
 
 
