@@ -46,13 +46,15 @@ class Page:
                 return answer["result"]
             self.events.append(answer)
 
+    def attach(self) -> None:
+        """Open the page that all later commands go to."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
     def open(self, path: Path, width: int, height: int, is_phone: bool = False) -> None:
         """Show the file at `path` in a window of that size and wait until all of it is there."""
-        if not self._session:
-            target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Network", "Log"):
-                self.call(f"{domain}.enable")
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -126,7 +128,9 @@ def browser(program: str, profile: Path) -> Iterator[Page]:
     os.close(to_browser)
     os.close(from_browser)
     try:
-        yield Page(from_us, to_us)
+        page = Page(from_us, to_us)
+        page.attach()
+        yield page
     finally:
         os.close(from_us)
         try:

@@ -49,14 +49,14 @@ def device_corpus(root: Path, name: str = "dry") -> Path:
 
 
 def mix_corpora(root: Path, name: str = "voice") -> dict[str, Path]:
-    """fg, bg and rir of a few seconds."""
+    """fg (tones with some breath), bg and rir of a few seconds."""
     rng = np.random.default_rng(0)
     seconds = np.arange(RATE_HZ) / RATE_HZ
     folders = {}
     for kind in ("fg", "bg", "rir"):
         for number in range(4):
             noise = rng.standard_normal(RATE_HZ)
-            tone = 0.3 * np.sin(2 * np.pi * 300 * (number + 1) * seconds)
+            tone = 0.3 * np.sin(2 * np.pi * 300 * (number + 1) * seconds) + 0.02 * noise
             wave = {"fg": tone, "bg": 0.1 * noise, "rir": 0.3 * noise * np.exp(-40 * seconds)}[kind]
             wave[0] = 0.9 if kind == "rir" else wave[0]
             path = root / "audio" / kind / f"{name if kind == 'fg' else kind}-{number}.wav"

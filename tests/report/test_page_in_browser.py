@@ -63,15 +63,15 @@ def test_it_fits_a_phone_a_desk_and_paper(kind: str, page: Page, reports: dict[s
         e => !e.closest(".scroll > *") && !e.closest("svg svg") && e.getBoundingClientRect().right > innerWidth + 1
     ).map(e => e.outerHTML.slice(0, 200))"""
     letters = """Math.min(...[...document.querySelectorAll(".chart > svg text")].map(
-        e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))"""
+        e => parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)))"""
     for width, height in (PHONE, DESKTOP, PAPER):
         is_paper = (width, height) == PAPER
-        page.call("Emulation.setEmulatedMedia", media="print" if is_paper else "screen")
+        page.call("Emulation.setEmulatedMedia", media="print" if is_paper else "")
         page.open(reports[kind], width, height, is_phone=(width, height) == PHONE)
         assert page.value("document.documentElement.scrollWidth") <= width
         assert page.value(beyond) == []
         assert page.value(letters) >= (6 if is_paper else 9)
-    page.call("Emulation.setEmulatedMedia", media="screen")
+    page.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_wide_tables_scroll_within_themselves_and_are_whole_on_paper(
@@ -86,7 +86,7 @@ def test_wide_tables_scroll_within_themselves_and_are_whole_on_paper(
         e => getComputedStyle(e).overflow !== "visible" || getComputedStyle(e).maxHeight !== "none").length"""
     assert page.value(hidden) == 0
     assert page.value('getComputedStyle(document.querySelector("audio")).display') == "none"
-    page.call("Emulation.setEmulatedMedia", media="screen")
+    page.call("Emulation.setEmulatedMedia", media="")
     printed = page.print()
     assert printed.startswith(b"%PDF-") and len(printed) > 20_000
 
