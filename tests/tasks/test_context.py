@@ -138,7 +138,7 @@ def test_the_sounds_shown_are_the_models_on_the_loudest_half_second() -> None:
     assert start <= 4500 and start + 4000 >= 5500
     torch.testing.assert_close(media.waves["0/estimate"], whole[0, start : start + 4000], atol=1e-6, rtol=0)
     assert torch.equal(media.waves["0/target"], 2 * shown)
-    assert media.figures == ["0/spectrogram", "0/worst"]
+    assert media.figures == ["0/spectrogram", "0/response", "0/loudest", "0/worst"]
 
 
 def test_the_preset_is_the_published_experiment() -> None:
