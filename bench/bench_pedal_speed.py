@@ -144,12 +144,14 @@ def main() -> int:
             command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(WARM_TURNS + options.turns):
+    for number in range(WARM_TURNS + options.turns):
         for side, process in sides.items():
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write("\n")
             process.stdin.flush()
             seconds[side].append(float(process.stdout.readline()))
+        shown = ", ".join(f"{side} {values[-1]:.3f}" for side, values in seconds.items())
+        print(f"turn {number + 1}: {shown} CPU s", flush=True)
     for process in sides.values():
         process.communicate()
     turn = {side: statistics.median(values[WARM_TURNS:]) for side, values in seconds.items()}
