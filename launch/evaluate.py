@@ -27,7 +27,7 @@ from enhancer.realtime import real_time_factors
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.place import corpus_place
-from hparams.schema import PedalHParams
+from hparams.schema import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, open_data, reports_user_errors
 from launch.grades import FileGrade, device_player, find_file_pairs, grade_pairs
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
     hp = replace(run.hp, **{name: getattr(args, name) for name in CORPUS_FIELDS if getattr(args, name)})
     place: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0}
-    if isinstance(hp.task, PedalHParams):
+    if isinstance(hp.task, DeviceHParams):
         place["judged_side"] = args.split
     elif args.split != "valid":
         raise UserError(
@@ -124,7 +124,7 @@ def _judge_files(run: TrainedRun, args: argparse.Namespace) -> int:
 def _finish(run: TrainedRun, target: Path | None, record: dict[str, Any]) -> None:
     """What is said of every run: how fast a device plays; and all values as JSON where they are asked for."""
     head: dict[str, Any] = {"checkpoint": str(run.checkpoint), "step": run.step}
-    if isinstance(run.hp.task, PedalHParams):
+    if isinstance(run.hp.task, DeviceHParams):
         factors = real_time_factors(run.module, run.hp.wav_rate, torch.zeros(len(run.hp.task.knobs)))
         shown = ", ".join(f"{factor:.1f} x at blocks of {size}" for size, factor in factors.items())
         print(f"real time on one CPU thread, in PyTorch: {shown} samples")

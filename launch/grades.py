@@ -25,7 +25,7 @@ from data_shards.takes import without_lag
 from enhancer.inference import StatefulModel, TrainedRun
 from enhancer.metrics import device_metrics, esr_grade
 from hparams.errors import UserError
-from hparams.schema import PedalHParams
+from hparams.schema import DeviceHParams
 
 Play = Callable[[Tensor], Tensor]
 """What a device makes of a recording: dry [1, T] -> estimate [1, T]."""
@@ -105,9 +105,9 @@ def find_file_pairs(folder: Path) -> tuple[list[FilePair], list[str]]:
 
 def device_player(run: TrainedRun, knobs: Tensor) -> Play:
     """The model of a pedal run at `knobs` [K], from rest, in bounded memory. Raises UserError for another task."""
-    if not isinstance(run.hp.task, PedalHParams):
+    if not isinstance(run.hp.task, DeviceHParams):
         raise UserError(
-            f"the run is of the task {run.hp.task.name}; pairs of files are for models of devices, of the task pedal"
+            f"the run is of the task {run.hp.task.name}; pairs of files are for models of devices"
         )
     model = StatefulModel(run.module, knobs, next(run.module.parameters()).device)
     block_samples = round(BLOCK_SECONDS * run.hp.wav_rate)

@@ -25,7 +25,7 @@ from launch.sweep_statistics import TESTS, require_scipy
 from launch.train import load_for_corpus
 
 if TYPE_CHECKING:
-    from launch.sweep_files import FilePair
+    from launch.grades import FilePair
     from launch.sweep_results import Result
 
 EXIT_FAILED = 1
@@ -143,7 +143,7 @@ def draw(
         caption = "Target and estimate where the validation recording is loudest, first seed"
         drawn["waves-validation"] = caption, figures.waves_figure(waves, rate_hz)
     for pair in pairs:
-        waves, rate_hz = figures.file_waves(results, pair.wet, f"{FOLDER}/{estimate_name(pair)}")
+        waves, rate_hz = figures.file_waves(results, pair.wet.path, f"{FOLDER}/{estimate_name(pair)}")
         if waves:
             caption = f"Target and estimate where {pair.name} is loudest, first seed"
             drawn[f"waves-{pair.name}"] = caption, figures.waves_figure(waves, rate_hz)

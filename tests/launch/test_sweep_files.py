@@ -13,6 +13,7 @@ from hparams.load import load
 from hparams.sweep import Member, Setting
 from launch import sweep_files
 from launch.apply import main as apply
+from launch.grades import FilePair
 from launch.sweep_files import check_files, find_pairs, judge_files
 from launch.sweep_members import Planned
 from tests.export.devices import recurrent
@@ -43,7 +44,7 @@ def riffs(tmp_path: Path) -> Path:
 
 
 def test_both_ways_of_naming_make_pairs(riffs: Path) -> None:
-    found = [(pair.name, pair.dry.name, pair.wet.name) for pair in find_pairs(riffs)]
+    found = [(pair.name, pair.dry.source, pair.wet.source) for pair in find_pairs(riffs)]
     assert found == [("one", "one-input.wav", "one-target.wav"), ("two", "two_dry.flac", "two_wet.wav")]
 
 
@@ -54,7 +55,7 @@ def test_files_are_judged_as_apply_plays_them_and_the_sound_is_kept(
     found = judge_files(planned, pairs, [])
     for pair in pairs:
         dry = planned.folder / f"{pair.name}-dry.wav"
-        sf.write(dry, sf.read(pair.dry)[0], RATE_HZ, "FLOAT")
+        sf.write(dry, sf.read(pair.dry.path)[0], RATE_HZ, "FLOAT")
         played = planned.folder / f"{pair.name}-played.wav"
         words = [
             "--run",
@@ -67,7 +68,7 @@ def test_files_are_judged_as_apply_plays_them_and_the_sound_is_kept(
             "cpu",
         ]
         assert apply(words) == 0
-        estimate, target = sf.read(played)[0], sf.read(pair.wet)[0]
+        estimate, target = sf.read(played)[0], sf.read(pair.wet.path)[0]
         assert found[pair.name] == pytest.approx(
             np.sum((estimate - target) ** 2) / np.sum(target**2), rel=1e-4
         )
@@ -76,18 +77,18 @@ def test_files_are_judged_as_apply_plays_them_and_the_sound_is_kept(
     # Again: nothing is played, unless a file has changed.
     asked: list[str] = []
 
-    def judge(run: object, pair: sweep_files.FilePair, *rest: object) -> float:
+    def judge(run: object, pair: FilePair, *rest: object) -> float:
         asked.append(pair.name)
         return 0.5
 
     monkeypatch.setattr(sweep_files, "judge", judge)
     assert judge_files(planned, pairs, []) == found and not asked
-    sf.write(pairs[0].wet, 0.9 * sf.read(pairs[0].wet)[0], RATE_HZ, "FLOAT")
+    sf.write(pairs[0].wet.path, 0.9 * sf.read(pairs[0].wet.path)[0], RATE_HZ, "FLOAT")
     assert judge_files(planned, pairs, []) == {"one": 0.5, "two": 0.5} and asked == ["one", "two"]
 
 
 @pytest.mark.parametrize(
-    "change", ["partner", "rate", "length", "silence", "stereo", "damage", "knobs", "empty", "none"]
+    "change", ["rate", "length", "silence", "stereo", "damage", "knobs", "empty", "none"]
 )
 def test_what_cannot_be_judged_is_refused_before_any_member_starts(
     planned: Planned, riffs: Path, change: str
@@ -95,17 +96,16 @@ def test_what_cannot_be_judged_is_refused_before_any_member_starts(
     target = riffs / "one-target.wav"
     wave, _ = sf.read(target)
     words = {
-        "partner": "one-input.wav has no partner",
-        "rate": "one-target.wav is at 44100 Hz, but the runs are at 48000 Hz",
-        "length": "has 24000 samples and",
+        "rate": "one-target.wav is at 44100 Hz, and the model at 48000 Hz",
+        "length": "has 24000 frames and",
         "silence": "one-target.wav is silent",
         "stereo": "one-target.wav has 2 channels",
-        "damage": "one-target.wav cannot be read as audio",
+        "damage": "one-target.wav: ",
         "knobs": "the model has the knobs none",
-        "empty": "has no pairs",
-        "none": "there is no such folder",
+        "empty": "holds no pair",
+        "none": "is no folder",
     }
-    if change in ("partner", "damage"):
+    if change == "damage":
         target.unlink()
     if change == "damage":
         target.write_bytes(b"RIFF" + bytes(100))
