@@ -143,7 +143,7 @@ def draw(
         caption = "Target and estimate where the validation recording is loudest, first seed"
         drawn["waves-validation"] = caption, figures.waves_figure(waves, rate_hz)
     for pair in pairs:
-        waves, rate_hz = figures.file_waves(results, pair.wet.path, f"{FOLDER}/{estimate_name(pair)}")
+        waves, rate_hz = figures.file_waves(results, Path(pair.wet.path), f"{FOLDER}/{estimate_name(pair)}")
         if waves:
             caption = f"Target and estimate where {pair.name} is loudest, first seed"
             drawn[f"waves-{pair.name}"] = caption, figures.waves_figure(waves, rate_hz)

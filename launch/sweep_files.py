@@ -49,7 +49,7 @@ def judge_files(planned: Planned, pairs: Sequence[FilePair], knobs: Sequence[str
     facts = {
         "checkpoint": run.checkpoint.name,
         "knobs": list(knobs),
-        "files": {pair.name: [_digest(pair.dry.path), _digest(pair.wet.path)] for pair in pairs},
+        "files": {pair.name: [_digest(Path(side.path)) for side in (pair.dry, pair.wet)] for pair in pairs},
     }
     before = _read(folder / RESULTS)
     if before.get("facts") == facts:
