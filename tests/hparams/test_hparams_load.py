@@ -29,7 +29,7 @@ def test_the_base_preset_is_the_defaults():
 
 def test_the_small_preset_changes_only_what_it_says():
     changed = {key for key, _, _ in difference(load("base"), load("base_small"))}
-    schedule = {"batch_size_per_gpu", "warmup_steps", "max_lr", "max_steps", "eval_every", "nj"}
+    schedule = {"batch_size_per_gpu", "warmup_steps", "max_lr", "max_steps", "eval_every", "nj", "ema_decay"}
     variety = {
         "distort_prob",
         "lead_seconds",
