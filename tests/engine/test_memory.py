@@ -17,8 +17,8 @@ def faults():
     for _ in range(4):
         torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+# Small blocks may lie between the first large ones; after some rounds all have found their place.
+print(min(faults() for _ in range(8)))
 """
 
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_judged_is_refused_before_any_member_starts(
     target = riffs / "one-target.wav"
     wave, _ = sf.read(target)
     words = {
-        "rate": "one-target.wav is at 44100 Hz, and the model at 48000 Hz",
+        "rate": "one-target.wav is at 44100 Hz and the model at 48000 Hz",
         "length": "has 24000 frames and",
         "silence": "one-target.wav is silent",
         "stereo": "one-target.wav has 2 channels",

@@ -79,7 +79,9 @@ def test_so_many_members_run_at_a_time_with_one_thread_each(tmp_path: Path) -> N
     assert all(threads == "1" for _, _, threads in spans)
     for start, _, _ in spans:
         assert sum(before <= start < after for before, after, _ in spans) <= 2
-    assert [start for start, _, _ in spans[2:]] == sorted(start for start, _, _ in spans[2:])
+    # In their order, but for two that start at once.
+    starts = [start for start, _, _ in spans]
+    assert all(earlier < later for earlier, later in zip(starts, starts[2:], strict=False))
 
 
 def test_a_failing_member_is_named_with_its_reason_and_the_others_go_on(

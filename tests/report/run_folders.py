@@ -71,6 +71,7 @@ def mix_corpora(root: Path, name: str = "voice") -> dict[str, Path]:
 def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     """A small run of `task`. `changes` go to the run, or to its task where it has such a field."""
     small = {"width": 2, "valid_items": 5, "valid_seconds": 0.5, "hidden_size": 4, "knobs": ("drive",)}
+    small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200}
     kind: type[Any] = kinds()[task]
     names = {each.name for each in dataclasses.fields(kind)}
     own = kind(**{name: value for name, value in {**small, **changes}.items() if name in names})
