@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,13 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT_SECONDS = 120.0
+TO_3_AND_4 = """
+import fcntl, os, sys
+ours = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for descriptor, wanted in zip(ours, (3, 4)):
+    os.dup2(descriptor, wanted)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find() -> str | None:
@@ -121,10 +129,10 @@ def browser(program: str, profile: Path) -> Iterator[Page]:
         "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--mute-audio",
         "--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile}", "--remote-debugging-pipe",
     ]  # fmt: skip
-    # The protocol wants the descriptors 3 and 4.
-    shell = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", *words]
+    # The protocol wants the descriptors 3 and 4; shells take no number above 9 in a redirection.
+    command = [sys.executable, "-c", TO_3_AND_4, str(to_browser), str(from_browser), *words]
     with (profile.parent / "browser.log").open("wb") as log:
-        process = subprocess.Popen(shell, pass_fds=(to_browser, from_browser), stdout=log, stderr=log)
+        process = subprocess.Popen(command, pass_fds=(to_browser, from_browser), stdout=log, stderr=log)
     os.close(to_browser)
     os.close(from_browser)
     try:
