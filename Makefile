@@ -17,7 +17,7 @@ else
 DEMO = data/fg/dataset.json
 endif
 
-BENCHES = shards mixing step startup exact context
+BENCHES = shards mixing step startup exact context pedal_speed
 
 .PHONY: help env train test test-fast check lint types docs bench clean
 
