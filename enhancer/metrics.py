@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from enhancer.signal.average_spectrum import average_power
 from enhancer.signal.mel import MelSpectrogram
 from enhancer.signal.precision import widest_float
 from enhancer.signal.spectral_distance import Resolution, require_possible, stft_distance
@@ -114,19 +115,14 @@ def response_excess_db(
 
     The mean over bins and the largest, dB per row; NaN where the rate has no such bins. Every bin counts alike, as one
     reads it off the two frequency responses, where `excess_db` is of their energies, which the lowest bins govern. The
-    spectra are means of the periodograms of half-overlapping Hann windows (P. Welch, 1967), and no bin of them is below
-    RESPONSE_FLOOR_DB.
+    spectra are those of `average_power`, and no bin of them is below RESPONSE_FLOOR_DB.
     """
-    window_samples = min(RESPONSE_WINDOW_SAMPLES, target.shape[-1])
-    frequency = torch.fft.rfftfreq(window_samples, 1 / rate_hz, device=target.device)
-    window = torch.hann_window(window_samples, dtype=torch.float64, device=target.device)
+    # Of white noise half of the density lies at negative frequencies.
+    floor = 10 ** (RESPONSE_FLOOR_DB / 10) * 2 / rate_hz
     levels_db = []
     for wave in (estimate, target):
-        frames = wave.double().unfold(-1, window_samples, max(window_samples // 2, 1)) * window
-        power = torch.fft.rfft(frames).abs().square().mean(-2) / window.square().sum()
-        levels_db.append(
-            10 * power[:, frequency >= fmin_hz].clamp_min(10 ** (RESPONSE_FLOOR_DB / 10)).log10()
-        )
+        frequency, power = average_power(wave, rate_hz, RESPONSE_WINDOW_SAMPLES)
+        levels_db.append(10 * power[:, frequency >= fmin_hz].clamp_min(floor).log10())
     excess = levels_db[0] - levels_db[1]
     if not excess.shape[-1]:
         nothing = excess.new_full((len(excess),), torch.nan).float()

@@ -18,13 +18,15 @@ LOWEST_HZ = 20.0
 FLOOR_DB = -120.0
 
 Line = Float[Tensor, " freq"]
+Power = Float[Tensor, "*row freq"]
 Bands = Float[Tensor, " band"]
 
 
 def average_power(
-    wave: Float[Tensor, " time"], rate_hz: int, window_samples: int = WINDOW_SAMPLES
-) -> tuple[Line, Line]:
-    """Frequencies in Hz and the one-sided power density (1/Hz, full scale 1) of `wave`, float64 [F] both.
+    wave: Float[Tensor, "*row time"], rate_hz: int, window_samples: int = WINDOW_SAMPLES
+) -> tuple[Line, Power]:
+    """Frequencies in Hz [F] and the one-sided power density (1/Hz, full scale 1) of each row of `wave` [..., T],
+    float64 [..., F].
 
     A wave shorter than the window is its own window. Raises ValueError for less than two samples.
     """
@@ -35,9 +37,9 @@ def average_power(
     window = hann_window(window_samples, wave.dtype, wave.device)
     hop_samples = max(window_samples - window_samples // 2, 1)
     frames = wave.unfold(-1, window_samples, hop_samples)
-    power = torch.fft.rfft(frames * window).abs().square().mean(0) / (rate_hz * window.square().sum())
+    power = torch.fft.rfft(frames * window).abs().square().mean(-2) / (rate_hz * window.square().sum())
     # Every bin stands for its negative twin too, but for 0 Hz and, of an even window, the highest.
-    power[1 : (window_samples + 1) // 2] *= 2
+    power[..., 1 : (window_samples + 1) // 2] *= 2
     return torch.fft.rfftfreq(window_samples, 1 / rate_hz, dtype=wave.dtype, device=wave.device), power
 
 
