@@ -26,7 +26,8 @@ from data_shards.pedal_stream import (
 from data_shards.schedule import generator, sample_of_draw
 
 if TYPE_CHECKING:
-    from hparams.schema import ContextHParams, HParams
+    from hparams.schema import HParams
+    from hparams.tasks import ContextHParams
 
 Stretch = tuple[int, int]
 """First frame of a part of a recording, and the one after its last."""

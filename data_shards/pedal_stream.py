@@ -22,7 +22,8 @@ from data_shards.schedule import below, generator, sample_of_draw
 from data_shards.takes import TEST_SIDE, VALID_SIDE
 
 if TYPE_CHECKING:
-    from hparams.schema import HParams, PedalHParams
+    from hparams.schema import HParams
+    from hparams.tasks import PedalHParams
 
 Batch = dict[str, Tensor]
 JUDGED_SIDES = (VALID_SIDE, TEST_SIDE)

@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from hparams.schema import DenoiseHParams, HParams, TaskHParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams, TaskHParams
 
 DEFAULT_KIND = DenoiseHParams.name
 """The task of a run that names none."""

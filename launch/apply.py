@@ -30,7 +30,7 @@ from enhancer.inference import (
 )
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
-from hparams.schema import DeviceHParams
+from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}

@@ -41,7 +41,7 @@ def reports_user_errors(command: Command) -> Command:
 
 def open_data(hp: HParams, **place: Any) -> Any:
     """The data stream of the task that `hp` names; `place` as in `data_shards.stream.open_stream`."""
-    from hparams.schema import DeviceHParams
+    from hparams.tasks import DeviceHParams
 
     if isinstance(hp.task, DeviceHParams):
         from data_shards.context_stream import open_context_stream

@@ -27,7 +27,7 @@ from enhancer.realtime import real_time_factors
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.place import corpus_place
-from hparams.schema import DeviceHParams
+from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, open_data, reports_user_errors
 from launch.grades import FileGrade, device_player, find_file_pairs, grade_pairs
 

@@ -25,7 +25,7 @@ from enhancer.export.fixed_knobs import at_knobs
 from enhancer.export.level import loudness_and_gain, loudness_recording
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
-from hparams.schema import DeviceHParams
+from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, knob_values, reports_user_errors
 
 FORMATS = ("nam", "rtneural", "proteus", "onnx")

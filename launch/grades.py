@@ -25,7 +25,7 @@ from data_shards.takes import without_lag
 from enhancer.inference import StatefulModel, TrainedRun
 from enhancer.metrics import device_metrics, esr_grade
 from hparams.errors import UserError
-from hparams.schema import DeviceHParams
+from hparams.tasks import DeviceHParams
 
 Play = Callable[[Tensor], Tensor]
 """What a device makes of a recording: dry [1, T] -> estimate [1, T]."""

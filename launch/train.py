@@ -130,7 +130,7 @@ def _device_corpus(preset: str, overrides: Sequence[Override]) -> Corpus | None:
     """
     from hparams.load import peek
     from hparams.place import corpus_place
-    from hparams.schema import DEVICE_TASKS
+    from hparams.tasks import DEVICE_TASKS
 
     task, given = peek(preset, overrides, ("task.name", "pair_dir"))
     place = corpus_place(given) if isinstance(given, str) else None

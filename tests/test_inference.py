@@ -20,7 +20,8 @@ from enhancer.models.denoiser import MaskUNet
 from enhancer.models.recurrent import RecurrentDevice
 from hparams.errors import UserError
 from hparams.load import dump
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 from tests.models.test_denoiser import noise, perturbed
 
 

@@ -13,7 +13,8 @@ from enhancer.losses.weighted import WeightedLoss
 from enhancer.metrics import error_to_signal
 from enhancer.models.context import ContextDevice, windows_at_once
 from enhancer.tasks.figures import show_charts, show_sounds
-from hparams.schema import ContextHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import ContextHParams
 
 SHOWN_SECONDS = 0.5
 """Every sample of it costs a whole window."""

@@ -18,7 +18,8 @@ from enhancer.signal.convolution import RirBank
 from enhancer.signal.mel import MelSpectrogram
 from enhancer.signal.mixing import Mix, mix
 from enhancer.tasks.figures import show_charts, show_sounds
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 
 NUM_SHOWN = 4
 NAN = float("nan")

@@ -15,7 +15,8 @@ from enhancer.metrics import device_metrics
 from enhancer.models.recurrent import RecurrentDevice, detach_state
 from enhancer.models.wavenet import WaveNetDevice
 from enhancer.tasks.figures import show_charts, show_sounds
-from hparams.schema import HParams, PedalHParams
+from hparams.schema import HParams
+from hparams.tasks import PedalHParams
 
 SHOWN_SECONDS = 3.0
 

@@ -10,7 +10,8 @@ import soundfile
 
 from data_shards.build import build_corpus
 from data_shards.options import BuildOptions
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 
 RATE_HZ = 8000
 NUM_FG_FILES, NUM_FG_GROUPS = 24, 8

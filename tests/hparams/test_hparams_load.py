@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hparams.errors import UserError
 from hparams.fields import rows
 from hparams.load import difference, dump, load, loads, preset_name, preset_names
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -9,7 +9,8 @@ import pytest
 
 from hparams.errors import UserError
 from hparams.load import load
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 
 
 def test_the_defaults_are_those_of_the_field():

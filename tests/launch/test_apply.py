@@ -16,7 +16,8 @@ from enhancer.engine.manifest import write_manifest
 from enhancer.engine.state import State
 from enhancer.inference import load_run
 from hparams.load import dump
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 from launch.apply import main
 from tests.models.test_denoiser import perturbed
 

@@ -22,7 +22,8 @@ from enhancer.inference import load_run
 from enhancer.tasks import TASKS
 from hparams.fields import kinds
 from hparams.load import dump
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 from launch.common import open_data
 from launch.evaluate import evaluate
 from tests.data_shards import pedal_audio

@@ -12,7 +12,8 @@ from torch import nn
 from enhancer.models.denoiser import MaskUNet
 from enhancer.tasks import TASKS
 from enhancer.tasks.denoise import DenoiseTask
-from hparams.schema import DenoiseHParams, HParams
+from hparams.schema import HParams
+from hparams.tasks import DenoiseHParams
 
 T = 22_050
 
@@ -134,7 +135,7 @@ def test_twenty_steps_on_one_batch_raise_its_si_sdr(hp: HParams, batch) -> None:
     task = DenoiseTask(replace(hp, task=replace(hp.task, **weights)))
     torch.manual_seed(0)
     modules = task.build()
-    optimiser = torch.optim.AdamW(task.param_groups("denoiser", modules["denoiser"]), lr=5e-3)
+    optimiser = torch.optim.AdamW(task.param_groups("denoiser", modules["denoiser"]), lr=2e-3)
 
     def update(name: str, loss: torch.Tensor) -> None:
         optimiser.zero_grad()
