@@ -1,4 +1,4 @@
-"""Files of a corpus that lies at a URL, by any protocol that fsspec knows.
+"""Files of a corpus, or copies of a run, that lie at a URL, by any protocol that fsspec knows.
 
 Nothing is tried twice here, beyond what the protocol's own package does; whatever it raises becomes one text
 that names the URL. fsspec is imported at the first use: loader workers of local corpora start without it.
@@ -27,6 +27,9 @@ class RemoteError(CorpusError):
         self.url = url
         self.problem = problem
         super().__init__(f"{url} {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url, self.problem)
 
 
 class RemoteMissing(RemoteError):
@@ -57,6 +60,31 @@ class RemoteFolder:
         with _told(self.at(name)):
             system.get_file(_join(root, name), str(target))
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files and folders directly in `folder` ("": the whole), none where it does not exist."""
+        system, root = self._connect()
+        with _told(self.at(folder)):
+            system.invalidate_cache()
+            try:
+                paths = system.ls(_join(root, folder).rstrip("/"), detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
+
+    def send(self, source: Path, name: str) -> None:
+        """Copy the file `source` to file `name`, whose folder need not exist. An error may leave it cut."""
+        system, root = self._connect()
+        path = _join(root, name)
+        with _told(self.at(name), "written"):
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            system.put_file(str(source), path)
+
+    def remove(self, name: str) -> None:
+        """Delete file `name`, or the folder with all that is in it."""
+        system, root = self._connect()
+        with _told(self.at(name), "removed"):
+            system.rm(_join(root, name), recursive=True)
+
     def _each(self, names: list[str], get: Callable[[Any, str], _T]) -> list[_T]:
         from concurrent.futures import ThreadPoolExecutor
 
@@ -84,11 +112,11 @@ class RemoteFolder:
             raise RemoteError(
                 self.url,
                 f"needs the Python package {missing}, which cannot be imported ({error}). "
-                f"Install it, such as by `pip install {missing}`, or copy the corpus to a disk",
+                f"Install it, such as by `pip install {missing}`, or use a folder of a disk",
             ) from error
         except Exception as error:
             raise RemoteError(
-                self.url, f"cannot be used: {error}. Check the URL, or copy the corpus to a disk"
+                self.url, f"cannot be used: {error}. Check the URL, or use a folder of a disk"
             ) from error
         return system, root
 
@@ -111,16 +139,16 @@ def _join(root: str, name: str) -> str:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _told(url: str, verb: str = "read") -> Iterator[None]:
     """Any error of a protocol's package as RemoteError: they share no class but Exception."""
     try:
         yield
     except FileNotFoundError as error:
         raise RemoteMissing(
-            url, "is missing. Check the URL, or copy it again from where the corpus is whole"
+            url, "is missing. Check the URL, or copy it again from where it is whole"
         ) from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise RemoteError(
-            url, f"cannot be read: {text}. Check the URL, the network and the access rights, and run again"
+            url, f"cannot be {verb}: {text}. Check the URL, the network and the access rights, and run again"
         ) from error

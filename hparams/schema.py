@@ -137,6 +137,24 @@ class HParams:
     keep_checkpoints: Annotated[
         Positive, Field(description="newest checkpoints kept; the best one is kept beside them")
     ] = 3
+    keep_every_steps: Annotated[
+        NonNegative,
+        Field(description="the first checkpoint at or after every multiple of it is kept for good; 0: none"),
+    ] = 0
+    async_checkpoints: Annotated[
+        bool,
+        Field(
+            description="checkpoints are written while training goes on, from a copy in host memory, which is kept"
+        ),
+    ] = True
+    checkpoint_copy_url: Annotated[
+        str | None,
+        Field(
+            pattern=URL_PATTERN,
+            description="where else hparams, metrics and checkpoints of this run are kept, such as "
+            "s3://bucket/runs/base; a run folder without checkpoints is filled from there",
+        ),
+    ] = None
     max_bad_steps: Annotated[
         Positive, Field(description="skipped steps in a row after which the run ends as diverged (exit 70)")
     ] = 10

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("# DeepSpeed:", json.dumps(hp.deepspeed_config, indent=2).replace("\n", "\n# "))
         return 0
     # Importing torch takes seconds, so a mistake in the hyper-parameters is found first.
+    from data_shards.remote import RemoteFolder
     from enhancer.engine.session import Options, train
 
     session = Options(
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         init_from=options.init_from,
         allow_data_change=options.allow_data_change,
         seconds_per_example=hp.example_seconds,
+        copies=RemoteFolder(hp.checkpoint_copy_url) if hp.checkpoint_copy_url else None,
     )
     return train(hp, session, open_task)
 

@@ -18,7 +18,8 @@ from enhancer.engine import distributed
 from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.schedule import learning_rate
-from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights
+from enhancer.engine.snapshot import Files, HostMemory
+from enhancer.engine.weights import read_state, read_weights_file
 from hparams.errors import UserError
 from hparams.schema import HParams
 
@@ -99,14 +100,14 @@ class AccelerateBackend:
         for name in self._steps:
             self._set_learning_rate(name)
 
-    def save(self, folder: Path) -> None:
+    def capture(self, memory: HostMemory) -> Files:
         """See Backend. All ranks hold the same state, so rank 0 writes it."""
-        if not distributed.is_main():
-            return
-        for name, module in self.raw_modules.items():
-            write_weights(folder / WEIGHTS.format(name=name), module.state_dict())
+        files: Files = {}
+        for name, module in self.raw_modules.items() if distributed.is_main() else ():
+            files[WEIGHTS.format(name=name)] = memory.weights(module.state_dict())
             state = {"optimizer": self._optimizers[name].state_dict(), "steps": self._steps[name]}
-            write_state(folder / STATE.format(name=name, rank=0), state)
+            files[STATE.format(name=name, rank=0)] = memory.state(state)
+        return files
 
     def load(self, folder: Path) -> None:
         """See Backend."""

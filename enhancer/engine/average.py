@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from enhancer.engine.weights import read_weights_file, write_weights
+from enhancer.engine.snapshot import Files, HostMemory
+from enhancer.engine.weights import read_weights_file
 
 AVERAGE = "{name}.average.safetensors"
 """File of a checkpoint with the averaged weights and the buffers of module `name`."""
@@ -54,18 +55,14 @@ class WeightAverage:
         finally:
             self._fill(own)
 
-    def save(self, folder: Path) -> None:
-        """Write a file into `folder` with what `module.state_dict()` would be with the averaged weights.
-
-        Raises OSError where that fails.
-        """
+    def capture(self, memory: HostMemory) -> Files:
+        """A copy in `memory` of what `module.state_dict()` would be with the averaged weights."""
         names = (name for name, _ in self._module.named_parameters())
-        write_weights(
-            folder / self._file, {**self._module.state_dict(), **dict(zip(names, self._average, strict=True))}
-        )
+        averaged = {**self._module.state_dict(), **dict(zip(names, self._average, strict=True))}
+        return {self._file: memory.weights(averaged)}
 
     def load(self, folder: Path, num_steps: int) -> None:
-        """Go on from what `save` wrote after `num_steps` steps. Raises UserError where it is no such file."""
+        """Go on from what was made of `capture` after `num_steps` steps. Raises UserError where it is no such file."""
         weights = read_weights_file(folder / self._file)
         for (name, _), average in zip(self._module.named_parameters(), self._average, strict=True):
             average.copy_(weights[name])

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from enhancer.engine.snapshot import Files, HostMemory
+
 ParamGroups = Mapping[str, Sequence[Mapping[str, Any]]]
 """Optimiser parameter groups of every module by name, as `Task.param_groups` gives them."""
 WEIGHTS = "{name}.safetensors"
@@ -53,15 +55,13 @@ class Backend(Protocol):
     def set_max_lr(self, rate: float) -> None:
         """Make `rate` the one after the warm-up, for all modules and from the next step on."""
 
-    def save(self, folder: Path) -> None:
-        """Write this backend's own files into the existing `folder`: weights of every module as
-        `NAME.safetensors` (written by rank 0), optimisers and schedules, per rank where they are split.
-
-        Raises OSError where a file cannot be written. Other ranks may still be writing when it returns.
+    def capture(self, memory: HostMemory) -> Files:
+        """Copies in `memory` of what this rank writes into a checkpoint: weights of every module as
+        `NAME.safetensors` (rank 0), optimisers and schedules, per rank where they are split.
         """
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, exactly. No code is executed from the files.
+        """Restore what was made of `capture`, exactly. No code is executed from the files.
 
         Raises UserError when the files are of another backend, ZeRO stage or world size than this one can read.
         """

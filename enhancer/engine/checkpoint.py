@@ -4,14 +4,16 @@
                                 are averaged, rng-rank00000.safetensors per rank
                     LATEST, BEST    the name of one of the folders
 
-All ranks write into a folder of a temporary name. When every rank says that its files are written, rank 0
-lists and syncs them, and renames the folder. `LATEST` is a hint for people: resuming looks at the folders.
+All ranks copy what they have to host memory and write it into a folder of a temporary name, beside training where that
+is asked for. When every rank says that its files are on the disk, rank 0 lists them and renames the folder. `LATEST` is
+a hint for people: resuming looks at the folders.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +23,27 @@ import safetensors.torch
 from enhancer.engine import atomic, distributed, host_rng, rng
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
+from enhancer.engine.background import Background
+from enhancer.engine.copies import Copies
 from enhancer.engine.manifest import (
     DamagedCheckpoint,
+    Entry,
     Manifest,
     committed,
     folder_name,
-    read_manifest,
+    sync_and_measure,
     verify,
-    write_manifest,
 )
+from enhancer.engine.pointers import LATEST, read_pointer
+from enhancer.engine.publisher import Publisher
+from enhancer.engine.retention import Retention
+from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.state import State
 from enhancer.engine.versions import versions
+from enhancer.engine.weights import write_file
 from hparams.errors import UserError
 
-LATEST = "LATEST"
-BEST = "BEST"
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
-
-
-class SaveError(UserError):
-    """A checkpoint could not be written, such as for a full disk. The ones before it are untouched."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +55,121 @@ class Checkpoint:
     record: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of the run in `folder`: the newest `keep` of them, and the best.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was published, and what it cost."""
 
-    `record` holds the facts that every checkpoint states beside those of the backend; JSON values only.
+    step: int
+    folder: Path
+    blocked_seconds: float
+    """How long training stood still for it."""
+    write_seconds: float
+    """From the snapshot to the published checkpoint, beside training or not."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What this rank will write, as it was at one moment."""
+
+    state: State
+    record: dict[str, Any]
+    files: Files
+    is_best: bool
+    final: Path
+    temporary: Path
+
+
+class Checkpoints:
+    """The checkpoints of the run in `folder`: those of `retention`, and the best.
+
+    Args:
+        folder: of the run.
+        retention: which are kept.
+        record: facts that every checkpoint states beside those of the backend; JSON values only.
+        is_async: `save` returns when the snapshot is taken, whose memory is kept; the rest is done beside training.
+        copies: where else they are kept, on rank 0.
+        on_failure: called as soon as a write beside training or a copy has failed; `save` or `finish` then raise.
     """
 
-    def __init__(self, folder: Path, keep: int, record: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        retention: Retention,
+        record: Mapping[str, Any],
+        *,
+        is_async: bool = False,
+        copies: Copies | None = None,
+        on_failure: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.folder = folder / "checkpoints"
-        self.keep = keep
         self.record = {"versions": versions() if distributed.is_main() else {}, **record}
         self.skipped: list[str] = []
         """What was wrong with the newer checkpoints that `latest_valid` passed over."""
+        self.saved: deque[Saved] = deque()
+        """What was published since somebody took it out of here, on rank 0."""
+        self._publisher = Publisher(self.folder, retention, copies)
+        self._copies = copies
+        self._line = distributed.second_line() if is_async else None
+        self._writer = Background("checkpoint", on_failure) if is_async else None
+        self._memory: HostMemory | None = None
+        self._last: Path | None = None
+        """The checkpoint that `save` began last; it may still be under way."""
 
     def save(
-        self, state: State, backend: Backend, average: WeightAverage | None = None, is_best: bool = False
+        self,
+        state: State,
+        backend: Backend,
+        average: WeightAverage | None = None,
+        *,
+        is_best: bool = False,
+        is_waiting: bool = False,
     ) -> Path:
         """Publish `state`, all that `backend` has and the `average` as a new checkpoint; its folder. Called by all
         ranks.
 
-        A whole checkpoint of the same step is left as it is, for there is no moment to replace it at which a
-        kill would lose nothing. Raises SaveError on all ranks alike when one of them cannot write; nothing of
-        the attempt stays.
+        Beside training that has only begun then, unless `is_waiting`; the save before is waited for. A whole checkpoint
+        of the same step is left as it is, for there is no moment to replace it at which a kill would lose nothing.
+        Raises SaveError on all ranks alike when one of them cannot write, now or since the save before; nothing of the
+        attempt stays.
         """
+        started = time.perf_counter()
         final = self.folder / folder_name(state.step)
-        temporary = distributed.on_main(lambda: self._prepare(final))
-        if temporary is not None:
-            problems = [
-                text for text in distributed.all_gather(self._write(temporary, backend, average)) if text
-            ]
-            record = {**self.record, **backend.describe()}
-            distributed.on_main(lambda: self._publish(temporary, final, state, record, problems))
-        distributed.on_main(lambda: self._point(final, is_best))
+        is_last = self._last == final
+        if is_best or not is_last:
+            self.finish()
+            temporary = distributed.on_main(lambda: self._publisher.prepare(final, is_known=is_last))
+            if temporary is None:
+                distributed.on_main(lambda: self._publisher.point(final, is_best=is_best))
+            else:
+                files = self._capture(final, temporary, backend, average)
+                record = {**self.record, **backend.describe()}
+                snapshot = _Snapshot(state, record, files, is_best, final, temporary)
+                if self._writer is None or is_waiting:
+                    self._commit(snapshot, started, is_beside=False)
+                else:
+                    self._writer.start(lambda: self._commit(snapshot, started, is_beside=True))
+            self._last = final
+        if is_waiting:
+            self.finish()
         return final
+
+    def finish(self) -> None:
+        """Wait for the save that is under way. Raises its SaveError, on all ranks alike.
+
+        Says nothing to other ranks, so that one which fails by itself can end what the others wait for.
+        """
+        if self._writer is None:
+            return
+        try:
+            self._writer.finish()
+        except BaseException:
+            self._last = None
+            raise
+
+    def finish_copies(self) -> None:
+        """`finish`, and wait until the last checkpoint is copied. Raises CopyError on all ranks alike."""
+        self.finish()
+        distributed.on_main(lambda: self._copies.finish() if self._copies else None)
 
     def latest_valid(self) -> Checkpoint | None:
         """The newest checkpoint whose every byte verifies, None in a fresh run. Called by all ranks.
@@ -110,90 +195,42 @@ class Checkpoints:
         states = safetensors.torch.load_file(checkpoint.folder / name)
         rng.restore(states)
         host_rng.restore(states)
+        if self._copies is not None and read_pointer(self.folder, LATEST) == checkpoint.folder.name:
+            self._copies.update()  # A kill may have come between the checkpoint and its copy.
         return checkpoint.state
 
-    def _prepare(self, final: Path) -> Path | None:
-        """An empty temporary folder for `final`; None when `final` is there and whole.
+    def _capture(
+        self, final: Path, temporary: Path, backend: Backend, average: WeightAverage | None
+    ) -> Files:
+        """What this rank will write, copied to the host. Raises SaveError on all ranks alike when there is no room."""
+        memory = self._memory or HostMemory(backend.device)
+        memory.begin()
+        files = backend.capture(memory)
+        if average is not None and distributed.is_main():
+            files |= average.capture(memory)
+        memory.wait()
+        if self._writer is not None:
+            self._memory = memory
+        generators = {**rng.capture(), **host_rng.capture()}
+        files[_RNG_FILE.format(rank=distributed.rank())] = safetensors.torch.save(generators)
+        needed = distributed.all_gather((memory.num_bytes, memory.problem))
+        distributed.on_main(lambda: self._publisher.require_room(final, temporary, needed))
+        return files
 
-        A damaged `final` was passed over at the start and training has come by its step again: it is replaced.
-        """
-        if final.is_dir() and _is_whole(final):
-            return None
-        temporary = self.folder / atomic.temporary_name(final.name)
-        try:
-            temporary.mkdir(parents=True)
-            self._require_space()
-        except OSError as error:
-            raise self._save_error(final, temporary, [str(error)]) from error
-        return temporary
-
-    def _require_space(self) -> None:
-        """The next checkpoint is about as large as the last; find out before writing a part of it."""
-        for _, folder in committed(self.folder):
-            try:
-                needed = read_manifest(folder).total_bytes
-            except DamagedCheckpoint:
-                continue
-            free = shutil.disk_usage(self.folder).free
-            if free < needed:
-                raise OSError(
-                    f"the disk has {free / 1e6:.1f} MB free, a checkpoint needs {needed / 1e6:.1f} MB"
-                )
-            return
-
-    def _write(self, temporary: Path, backend: Backend, average: WeightAverage | None) -> str:
-        """This rank's files; what went wrong, or nothing."""
-        try:
-            backend.save(temporary)
-            if average is not None and distributed.is_main():
-                average.save(temporary)
-            states = {**rng.capture(), **host_rng.capture()}
-            name = _RNG_FILE.format(rank=distributed.rank())
-            atomic.write_bytes(temporary / name, safetensors.torch.save(states))
-        except (OSError, UserError) as error:
-            return f"rank {distributed.rank()}: {error}"
-        return ""
-
-    def _publish(
-        self, temporary: Path, final: Path, state: State, record: Mapping[str, Any], problems: list[str]
-    ) -> None:
-        if problems:
-            raise self._save_error(final, temporary, problems)
-        try:
-            write_manifest(temporary, state, record)
-            atomic.publish_folder(temporary, final)
-        except OSError as error:
-            raise self._save_error(final, temporary, [str(error)]) from error
-
-    def _save_error(self, final: Path, temporary: Path, problems: list[str]) -> SaveError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        last = next((folder.name for _, folder in committed(self.folder)), None)
-        kept = f"The last checkpoint, {last}, is untouched" if last else "There is no checkpoint before it"
-        return SaveError(
-            f"{final} could not be written: {'; '.join(problems)}. {kept}. "
-            "Make room or mend the folder and run the same command again to go on."
+    def _commit(self, snapshot: _Snapshot, started: float, *, is_beside: bool) -> None:
+        """Write, agree, publish, `is_beside` training or while it waits; `save` was called at the time `started`."""
+        captured = time.perf_counter()
+        final, temporary = snapshot.final, snapshot.temporary
+        written = distributed.all_gather(_write(temporary, snapshot.files), self._line)
+        distributed.on_main(
+            lambda: self._publisher.publish(final, temporary, snapshot.state, snapshot.record, written),
+            self._line,
         )
-
-    def _point(self, final: Path, is_best: bool) -> None:
-        try:
-            if is_best:
-                atomic.write_text(self.folder / BEST, final.name + "\n")
-            atomic.write_text(self.folder / LATEST, final.name + "\n")
-            self._remove_old(final)
-        except OSError as error:
-            raise SaveError(
-                f"{final} is written, but {self.folder} cannot be kept up to date: {error}. "
-                "Make room or mend the folder and run the same command again to go on."
-            ) from error
-
-    def _remove_old(self, final: Path) -> None:
-        best = self.folder / BEST
-        protected = best.read_text("utf-8").strip() if best.exists() else ""
-        folders = [folder for _, folder in committed(self.folder)]
-        # Newer ones are damaged and were passed over at the start; they must not count as kept.
-        for folder in folders[folders.index(final) + self.keep :]:
-            if folder.name != protected:
-                atomic.remove_folder(folder)
+        distributed.on_main(lambda: self._publisher.point(final, is_best=snapshot.is_best), self._line)
+        done = time.perf_counter()
+        if distributed.is_main():
+            blocked_seconds = (captured if is_beside else done) - started
+            self.saved.append(Saved(snapshot.state.step, final, blocked_seconds, done - captured))
 
     def _scan(self) -> tuple[Checkpoint | None, list[str]]:
         if self.folder.is_dir():
@@ -216,9 +253,13 @@ class Checkpoints:
         return None, skipped
 
 
-def _is_whole(folder: Path) -> bool:
+def _write(folder: Path, files: Files) -> tuple[dict[str, Entry], str]:
+    """Size and sha256 of this rank's files, and what went wrong, or nothing."""
+    entries = {}
     try:
-        verify(folder)
-    except DamagedCheckpoint:
-        return False
-    return True
+        for name, content in files.items():
+            write_file(folder / name, content)
+            entries[name] = sync_and_measure(folder / name)
+    except OSError as error:
+        return {}, f"rank {distributed.rank()}: {error}"
+    return entries, ""

@@ -7,7 +7,8 @@ files: DeepSpeed's loader would execute code from them, and its `latest` may nam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.deepspeed_machine import can_use_fused_adam
 from enhancer.engine.deepspeed_masters import Masters
-from enhancer.engine.weights import read_state, read_weights_file, write_state, write_weights
+from enhancer.engine.snapshot import Files, HostMemory
+from enhancer.engine.weights import read_state, read_weights_file
 from hparams.errors import UserError
 from hparams.schema import HParams
 
@@ -105,19 +107,20 @@ class DeepSpeedBackend:
             if schedule.last_batch_iteration >= 0:  # Before the first step the rate is min_lr whatever comes.
                 schedule.step(schedule.last_batch_iteration)
 
-    def save(self, folder: Path) -> None:
+    def capture(self, memory: HostMemory) -> Files:
         """See Backend. Below ZeRO 1 all ranks hold the same state, so rank 0 writes it."""
-        # Gathered before anything is written: a rank that cannot write leaves, and the others must not wait for it.
-        weights = {name: self._whole_weights(name) for name in self._engines}
+        files: Files = {}
         for name, engine in self._engines.items():
+            weights = self._whole_weights(name, memory)
             if distributed.is_main():
-                write_weights(folder / WEIGHTS.format(name=name), weights[name])
+                files[WEIGHTS.format(name=name)] = weights
             if distributed.is_main() or self._hp.zero_stage:
                 state = {
-                    "optimizer": _plain(engine.optimizer.state_dict()),
+                    "optimizer": engine.optimizer.state_dict(),
                     "scheduler": engine.lr_scheduler.state_dict(),
                 }
-                write_state(folder / STATE.format(name=name, rank=distributed.rank()), state)
+                files[STATE.format(name=name, rank=distributed.rank())] = memory.state(state)
+        return files
 
     def load(self, folder: Path) -> None:
         """See Backend."""
@@ -167,25 +170,28 @@ class DeepSpeedBackend:
     def _masters(self, name: str) -> Masters:
         return Masters(self._engines[name].optimizer, self._hp.zero_stage)
 
-    def _whole_weights(self, name: str) -> dict[str, Tensor]:
+    def _whole_weights(self, name: str, memory: HostMemory) -> dict[str, Tensor]:
         """Weights and buffers of `name` on rank 0, gathered one by one where they are split; of bf16 the masters."""
         masters = self._masters(name) if self._hp.precision == "bf16" else None
         weights = {}
         for key, value in self.raw_modules[name].state_dict(keep_vars=True).items():
-            if isinstance(value, nn.Parameter):
-                master = masters.read(value) if masters else None
-                value = self._gathered(value) if master is None else _on_cpu(master)
-            weights[key] = value
-        return weights if distributed.is_main() else {}
+            master = masters.read(value) if masters and isinstance(value, nn.Parameter) else None
+            with self._gathered(value, memory) if master is None else nullcontext(master) as whole:
+                if distributed.is_main():
+                    weights[key] = memory.weight(whole)
+        return weights
 
-    def _gathered(self, weight: nn.Parameter) -> Tensor:
-        """The whole of `weight`, on rank 0 at least."""
-        if not self.is_sharded:
-            return weight
+    @contextmanager
+    def _gathered(self, value: Tensor, memory: HostMemory) -> Iterator[Tensor]:
+        """The whole of `value`, on rank 0 at least."""
+        if not (self.is_sharded and isinstance(value, nn.Parameter)):
+            yield value
+            return
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters([weight]):
-            return _on_cpu(weight)
+        with deepspeed.zero.GatheredParameters([value]):
+            yield value
+            memory.wait()  # Before the whole is given back, which may happen on another stream.
 
     def _load_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         module = self.raw_modules[name]
@@ -233,26 +239,3 @@ def _keep_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 def _unrounded_weights(module: nn.Module) -> dict[nn.Parameter, Tensor]:
     """The weights before DeepSpeed rounds them to bf16."""
     return {weight: weight.detach().float().clone() for weight in module.parameters()}
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    """A copy on the CPU on rank 0, which writes it; an empty tensor on the others."""
-    return tensor.detach().to("cpu", copy=True) if distributed.is_main() else torch.empty(0)
-
-
-_DROPPED = object()
-
-
-def _plain(value: Any) -> Any:
-    """`value` on the CPU without what is neither tensor nor plain value: such entries of dicts are left out."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, dict):
-        entries = {key: _plain(item) for key, item in value.items()}
-        return {key: item for key, item in entries.items() if item is not _DROPPED}
-    if type(value) in (list, tuple):
-        items = [_plain(item) for item in value]
-        return _DROPPED if any(item is _DROPPED for item in items) else type(value)(items)
-    return _DROPPED

@@ -71,25 +71,33 @@ def all_mean(values: Sequence[float]) -> list[float]:
     return [float(value) for value in (total / world_size()).tolist()]
 
 
-def all_gather(value: T) -> list[T]:
+def second_line() -> Any:
+    """A line between the same ranks for one other thread of each, on which they speak in an order of their own.
+
+    Called by all ranks; the `line` of the functions below. None in a run of one process.
+    """
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world_size() > 1 else None
+
+
+def all_gather(value: T, line: Any = None) -> list[T]:
     """The value of every rank, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=line)
     return values
 
 
-def broadcast(value: T) -> T:
+def broadcast(value: T, line: Any = None) -> T:
     """Rank 0's value on every rank."""
     if world_size() == 1:
         return value
     values: list[Any] = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=line)
     return values[0]
 
 
-def on_main(function: Callable[[], T]) -> T:
+def on_main(function: Callable[[], T], line: Any = None) -> T:
     """Result of `function` run on rank 0, on every rank. Its UserError or OSError is raised on every rank alike."""
     error: UserError | OSError | None = None
     result: Any = None
@@ -98,7 +106,7 @@ def on_main(function: Callable[[], T]) -> T:
             result = function()
         except (UserError, OSError) as raised:
             error = raised
-    result, error = broadcast((result, error))
+    result, error = broadcast((result, error), line)
     if error is not None:
         raise error
     return result

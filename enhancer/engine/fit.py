@@ -23,6 +23,7 @@ from enhancer.engine.milestones import (
     preempted,
     save,
     save_before_failing,
+    tell_saved,
 )
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
@@ -69,12 +70,12 @@ def fit(job: Job, state: State) -> Outcome:
                     state, is_stopping = evaluate_if_due(job, state)
                 if crossed(saved_step, state.step, hp.save_every):
                     saved_step = save(job, state)
+                tell_saved(job)
     except DataFailure as failure:
-        if state.step > saved_step:
-            save_before_failing(job, state, failure)
+        save_before_failing(job, state, saved_step, failure)
         raise
     if state.step > saved_step:
-        save(job, state)
+        save(job, state, is_waiting=True)
     return end(job, preempted(job, state) if is_stopping else finished(job, state))
 
 

@@ -26,6 +26,10 @@ _HASH_THREADS = 4
 _CHUNK_BYTES = 1 << 20
 
 
+Entry = tuple[int, str]
+"""Size in bytes and sha256 of a file."""
+
+
 class DamagedCheckpoint(ValueError):
     """A checkpoint folder that is not what its manifest says; the text names the file."""
 
@@ -36,7 +40,7 @@ class Manifest:
 
     state: State
     record: dict[str, Any]
-    files: dict[str, tuple[int, str]]
+    files: dict[str, Entry]
 
     @property
     def total_bytes(self) -> int:
@@ -63,27 +67,36 @@ def committed(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(((step, path) for step, path in found if step is not None), reverse=True)
 
 
-def write_manifest(folder: Path, state: State, record: Mapping[str, Any]) -> Manifest:
-    """List, sync and hash all files of `folder` and write its manifest, durably. Raises OSError."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        entries = list(pool.map(_sync_and_measure, paths))
-    for parent in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        atomic.sync_folder(parent)
-    files = {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+def sync_and_measure(path: Path) -> Entry:
+    """Size and sha256 of `path`, which is on the disk when this returns. Raises OSError."""
+    atomic.sync_file(path)
+    return _measure(path)
+
+
+def write_manifest(folder: Path, state: State, record: Mapping[str, Any], files: Mapping[str, Entry]) -> None:
+    """Write the manifest of `folder`, durably, whose `files` are on the disk. Raises OSError.
+
+    Also where one of them is not seen from here: its rank then writes into a folder of another machine.
+    """
+    for name, (size, _) in files.items():
+        seen = (folder / name).stat().st_size
+        if seen != size:
+            raise OSError(f"{folder / name} has {seen} bytes here, its rank wrote {size}")
     content = {
         "format": FORMAT,
         "state": asdict(state),
         "record": dict(record),
-        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
+        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())},
     }
     text = encode({**content, "checksum": _checksum(content)}, indent=1)
     atomic.write_text(folder / MANIFEST, text + "\n")
-    return Manifest(state, json.loads(text)["record"], files)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`, itself verified, its files not. Raises DamagedCheckpoint."""
+    """The manifest of `folder`, itself verified, its files not, but all their places are in the folder.
+
+    Raises DamagedCheckpoint.
+    """
     path = folder / MANIFEST
     try:
         text = path.read_bytes().decode("utf-8")
@@ -97,6 +110,8 @@ def read_manifest(folder: Path) -> Manifest:
         state = State(**content["state"])
         if step_of(folder) not in (None, state.step):
             raise DamagedCheckpoint(f"{path} is of step {state.step}, not of {folder.name}")
+        for name in files:
+            _require_inside(folder, name)
         return Manifest(state, content["record"], files)
     except OSError as error:
         raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
@@ -113,8 +128,6 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     names = sorted(manifest.files)
-    for name in names:
-        _require_inside(folder, name)
     try:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             entries = list(pool.map(lambda name: _measure(folder / name), names))
@@ -136,12 +149,7 @@ def _require_inside(folder: Path, name: str) -> None:
         raise DamagedCheckpoint(f"{folder / MANIFEST} names {name!r}, which is not a file of the folder")
 
 
-def _sync_and_measure(path: Path) -> tuple[int, str]:
-    atomic.sync_file(path)
-    return _measure(path)
-
-
-def _measure(path: Path) -> tuple[int, str]:
+def _measure(path: Path) -> Entry:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -96,22 +96,46 @@ def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool
     return best is None or (value > best if is_higher_better else value < best)
 
 
-def save(job: Job, state: State) -> int:
-    """Publish a checkpoint of `state`; its step."""
-    folder = job.checkpoints.save(state, job.backend, job.average)
-    job.monitor.event(state.step, "saved", f"checkpoint {folder.name} saved")
+def save(job: Job, state: State, *, is_waiting: bool = False) -> int:
+    """Begin a checkpoint of `state`, and publish it where `is_waiting`; its step."""
+    job.checkpoints.save(state, job.backend, job.average, is_waiting=is_waiting)
+    tell_saved(job)
     return state.step
 
 
-def save_before_failing(job: Job, state: State, failure: DataFailure) -> None:
-    """Save the steps taken before the data failed. Called by all ranks, which have agreed on the `failure`.
+def tell_saved(job: Job) -> None:
+    """Events of the checkpoints that were published since the last call."""
+    while job.checkpoints.saved:
+        saved = job.checkpoints.saved.popleft()
+        job.monitor.event(
+            saved.step,
+            "saved",
+            f"checkpoint {saved.folder.name} saved",
+            blocked_seconds=round(saved.blocked_seconds, 4),
+            write_seconds=round(saved.write_seconds, 4),
+        )
+
+
+def save_before_failing(job: Job, state: State, saved_step: int, failure: DataFailure) -> None:
+    """Save the steps after `saved_step` that were taken before the data failed. Called by all ranks, which have agreed
+    on the `failure`.
 
     Raises DataFailure with both texts where saving fails too: the data are what ended the run.
     """
     try:
-        save(job, state)
+        if state.step > saved_step:
+            save(job, state, is_waiting=True)
+        finish_saving(job)
     except (UserError, OSError) as error:
         raise DataFailure(f"{failure}\nWhile saving the steps before that: {error}") from failure
+
+
+def finish_saving(job: Job) -> None:
+    """Wait until what is under way is published and copied. Raises UserError on all ranks alike where it cannot be."""
+    try:
+        job.checkpoints.finish_copies()
+    finally:
+        tell_saved(job)
 
 
 def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:
@@ -142,7 +166,8 @@ def preempted(job: Job, state: State) -> Outcome:
 
 
 def end(job: Job, outcome: Outcome) -> Outcome:
-    """Write down how the run ended; `outcome`."""
+    """Write down how the run ended, with what was under way on the disk; `outcome`."""
+    finish_saving(job)
     text = f"{outcome.status} at step {outcome.state.step}" + (
         f": {outcome.reason}" if outcome.reason else ""
     )

@@ -51,10 +51,10 @@ class Monitor:
             self._scalars("train", values, step)
             self._console.values(step, values)
 
-    def event(self, step: int, name: str, text: str) -> None:
-        """One `event` record, such as `resumed` or `saved`, and a line that says `text`."""
+    def event(self, step: int, name: str, text: str, **values: float) -> None:
+        """One `event` record with `values`, such as `resumed` or `saved`, and a line that says `text`."""
         if self._is_writing:
-            self._append("event", step, {"name": name, "text": text})
+            self._append("event", step, {"name": name, "text": text, **values})
             self._console.line(text)
 
     def evaluation(

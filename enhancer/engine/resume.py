@@ -10,8 +10,9 @@ from torch import Tensor
 
 from enhancer.engine.average import AVERAGE
 from enhancer.engine.backend import WEIGHTS
-from enhancer.engine.checkpoint import BEST, LATEST, Checkpoint
+from enhancer.engine.checkpoint import Checkpoint
 from enhancer.engine.manifest import DamagedCheckpoint, verify
+from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
 
@@ -101,9 +102,9 @@ def _checkpoint_folder(path: Path) -> Path:
     """The best checkpoint, else the latest, of the run folder `path`; `path` itself where it is none."""
     checkpoints = path / "checkpoints"
     for pointer in (BEST, LATEST):
-        if (checkpoints / pointer).is_file():
-            # Only the last part counts, so that a pointer cannot lead out of the folder.
-            return checkpoints / Path((checkpoints / pointer).read_text("utf-8").strip()).name
+        name = read_pointer(checkpoints, pointer)
+        if name:
+            return checkpoints / name
     return path
 
 

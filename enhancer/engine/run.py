@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ EXIT_CODES = {"finished": 0, "failed": 1, "diverged": 70, "preempted": 75}
 # These do not change what is learned. Of the corpora only the place may change: every checkpoint holds their
 # fingerprint. max_steps, and on a plateau eval_every, bend the rest of the learning rate, as asked for.
 MAY_CHANGE = {
-    *("nj", "log_every", "eval_every", "save_every", "keep_checkpoints", "data_timeout_seconds"),
+    *("nj", "log_every", "eval_every", "save_every", "data_timeout_seconds"),
+    *("keep_checkpoints", "keep_every_steps", "async_checkpoints", "checkpoint_copy_url"),
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
 Change = tuple[str, Any, Any]
@@ -49,14 +51,16 @@ class Run:
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, folder: Path, hp: HParams) -> Run:
+    def open(cls, folder: Path, hp: HParams, fetch: Callable[[Path], None] | None = None) -> Run:
         """Make or go on in `folder` with `hp`, without the STOP file that ended the run before. Called by all ranks.
+
+        `fetch` may fill a folder without checkpoints from elsewhere; it is called once the folder is locked.
 
         Raises UserError on all ranks alike: the folder cannot be written, another process trains in it, or it
         holds a run of other hyper-parameters than may change.
         """
         world_size = distributed.world_size()
-        lock, changes = distributed.on_main(lambda: _prepare(folder, hp, world_size))
+        lock, changes = distributed.on_main(lambda: _prepare(folder, hp, world_size, fetch))
         run = cls(folder, hp.max_steps, changes)
         run._lock = lock if distributed.is_main() else None
         return run
@@ -107,11 +111,15 @@ def write_status(path: Path, text: str, is_durable: bool) -> None:
             file.truncate()
 
 
-def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[Change] | None]:
+def _prepare(
+    folder: Path, hp: HParams, world_size: int, fetch: Callable[[Path], None] | None
+) -> tuple[int, list[Change] | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(folder)
         try:
+            if fetch is not None:
+                fetch(folder)
             changes = _write_hparams(folder, hp, world_size)
             # Here, where the other ranks still wait: they must not take the old file for a new request.
             (folder / STOP).unlink(missing_ok=True)

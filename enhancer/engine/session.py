@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +18,13 @@ from enhancer.engine import distributed, launcher
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoint, Checkpoints
+from enhancer.engine.copies import Copies, RemoteFolder, fetch_run
 from enhancer.engine.fit import fit
 from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
+from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.state import State
 from enhancer.engine.stop import Stop, listening
@@ -56,6 +59,8 @@ class Options:
     allow_data_change: bool = False
     """Go on with other corpora than the checkpoint was trained on."""
     seconds_per_example: float = 0.0
+    copies: RemoteFolder | None = None
+    """Where copies of the run are kept, and a run folder without checkpoints is filled from."""
 
 
 OpenTask = Callable[[HParams, Place], tuple[Task, Stream]]
@@ -119,7 +124,9 @@ class _Session:
 
     def train(self) -> int:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
-        run = Run.open(self.options.run_folder, self.hp)
+        remote = self.options.copies
+        fetch = partial(fetch_run, remote, say=say) if remote else None
+        run = Run.open(self.options.run_folder, self.hp, fetch)
         with closing(run), listening(run.folder, self.launch.num_ancestors) as stop:
             try:
                 with ExitStack() as stack:
@@ -139,7 +146,8 @@ class _Session:
     def _prepare(self, run: Run, stop: Stop, stack: ExitStack) -> tuple[Job, State]:
         """Everything that training works with, and where it goes on from; `stack` closes the monitor."""
         hp, world_size = self.hp, distributed.world_size()
-        checkpoints = Checkpoints(run.folder, hp.keep_checkpoints, {})
+        checkpoints = self._checkpoints(run, stop)
+        stack.push(partial(_wait_for_writes, checkpoints))
         checkpoint = checkpoints.latest_valid()
         for text in checkpoints.skipped:
             say(text)
@@ -178,6 +186,21 @@ class _Session:
         )
         return job, state
 
+    def _checkpoints(self, run: Run, stop: Stop) -> Checkpoints:
+        hp, remote = self.hp, self.options.copies
+        retention = Retention(hp.keep_checkpoints, hp.keep_every_steps)
+        copies = None
+        if remote is not None and distributed.is_main():
+            copies = Copies(remote, run.folder, retention, stop.request)
+        return Checkpoints(
+            run.folder,
+            retention,
+            {},
+            is_async=hp.async_checkpoints,
+            copies=copies,
+            on_failure=stop.request,
+        )
+
     def _open(self, place: Place, *, is_fresh: bool) -> tuple[Task, Stream, Backend]:
         """The task, this rank's data, and the modules on their device; fresh ones may start from other weights."""
         hp, init_from = self.hp, self.options.init_from
@@ -211,6 +234,18 @@ class _Session:
         allow_data_change = self.options.allow_data_change
         check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
         return checkpoints.restore(checkpoint, backend, average)
+
+
+def _wait_for_writes(
+    checkpoints: Checkpoints, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+) -> None:
+    """Let a save that is under way come to its end before the process does; `error` is what ends the run."""
+    try:
+        checkpoints.finish()
+    except (UserError, OSError, RuntimeError) as failure:
+        if error is None:
+            raise
+        say(f"error: {failure}")
 
 
 def _average(hp: HParams, task: Task, backend: Backend) -> WeightAverage | None:

@@ -14,6 +14,16 @@ from torch import Tensor
 from hparams.errors import UserError
 
 
+def write_file(path: Path, content: Any) -> None:
+    """Write `content` of a checkpoint to `path`: bytes, or what the suffix says. Raises OSError where that fails."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".safetensors":
+        write_weights(path, content)
+    else:
+        write_state(path, content)
+
+
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write `weights` to `path` as safetensors on the CPU; floating point values as float32.
 
@@ -24,7 +34,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
     tensors = {}
     for name, value in weights.items():
-        value = value.detach().to("cpu", copy=True).contiguous()
+        value = value.detach().cpu().contiguous()
         tensors[name] = value.float() if value.is_floating_point() else value
     try:
         save_file(tensors, path)

@@ -18,8 +18,10 @@ from toy import ToyStream, ToyTask, toy_hparams
 from enhancer.engine import deepspeed_machine, distributed
 from enhancer.engine.deepspeed_backend import DeepSpeedBackend
 from enhancer.engine.session import leave
+from enhancer.engine.snapshot import HostMemory
 from enhancer.engine.stop import Stop
 from enhancer.engine.update import StepModules, Update
+from enhancer.engine.weights import write_file
 
 NUM_STEPS = 5
 
@@ -33,6 +35,13 @@ def write(folder: Path, modules: dict[str, torch.nn.Module]) -> None:
             weights = {key: value.detach().clone() for key, value in module.state_dict().items()}
         if distributed.is_main():
             save_file(weights, folder / f"{name}.safetensors")
+
+
+def save(folder: Path, backend: DeepSpeedBackend) -> None:
+    """What `backend` puts into a checkpoint."""
+    for name, content in backend.capture(HostMemory(backend.device)).items():
+        write_file(folder / name, content)
+    distributed.barrier()
 
 
 def main() -> None:
@@ -52,7 +61,7 @@ def main() -> None:
     groups = {name: task.param_groups(name, module) for name, module in modules.items()}
     write(folders["given"], modules)
     backend = DeepSpeedBackend(device, modules, groups, hp, batch_size=8)
-    backend.save(folders["fresh"])
+    save(folders["fresh"], backend)
     update = Update(backend, task.main_module, Stop())
     step_modules = StepModules(backend.modules, backend.raw_modules)
     batches = ToyStream(distributed.rank(), distributed.world_size()).from_draw(0)
@@ -61,7 +70,7 @@ def main() -> None:
         batch = {key: value.to(device) for key, value in next(batches).items()}
         task.step(step_modules, batch, update)
         assert not update.skipped, update.skipped
-    backend.save(folders["trained"])
+    save(folders["trained"], backend)
     write(folders["live"], modules)
     distributed.barrier()
 

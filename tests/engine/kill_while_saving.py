@@ -16,16 +16,15 @@ import time
 from pathlib import Path
 
 import torch
-from tiny_backend import RECORD, TinyBackend, state_at
+from tiny_backend import TinyBackend, checkpoints_in, state_at
 
-from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.manifest import committed
 
 SIZE = 500_000
 
 
 def save_for_ever(folder: Path, report: int) -> None:
-    checkpoints = Checkpoints(folder, 2, RECORD)
+    checkpoints = checkpoints_in(folder, 2)
     found = checkpoints.latest_valid()
     step = found.state.step if found else 0
     backend = TinyBackend(SIZE)
@@ -61,7 +60,7 @@ def main(folder: Path, times: int, seed: int) -> None:
         reported = killed_once(folder, choose.uniform(0, 0.1))
         interrupted += any(path.name.startswith(".step-") for path in (folder / "checkpoints").iterdir())
         published = committed(folder / "checkpoints")[0][0]
-        checkpoints = Checkpoints(folder, 2, RECORD)
+        checkpoints = checkpoints_in(folder, 2)
         found = checkpoints.latest_valid()
         assert found is not None and not checkpoints.skipped, checkpoints.skipped
         assert found.state.step == published >= reported, (found.state.step, published, reported)

@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_backend import RECORD, TinyBackend, state_at
+from tiny_backend import RECORD, TinyBackend, checkpoints_in, state_at
 
-from enhancer.engine.checkpoint import Checkpoints, SaveError
+from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.manifest import MANIFEST, DamagedCheckpoint, verify
+from enhancer.engine.publisher import SaveError
+from enhancer.engine.retention import Retention
 from hparams.errors import UserError
 
 HERE = Path(__file__).parent
 
 
 def saved(folder: Path, *steps: int, keep: int = 9) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep, RECORD)
+    checkpoints = checkpoints_in(folder, keep)
     backend = TinyBackend()
     for step in steps:
         backend.values = torch.full((100,), float(step))
@@ -53,7 +55,7 @@ def test_a_restored_run_has_the_state_the_values_and_the_random_numbers(tmp_path
     draw_from_all()
 
     other = TinyBackend()
-    found = Checkpoints(tmp_path, 9, RECORD).latest_valid()
+    found = checkpoints_in(tmp_path).latest_valid()
     assert found is not None
     assert checkpoints.restore(found, other) == state_at(7)
     assert torch.equal(other.values, backend.values)
@@ -63,7 +65,7 @@ def test_a_restored_run_has_the_state_the_values_and_the_random_numbers(tmp_path
 
 def test_versions_are_recorded_when_none_are_given(tmp_path):
     given = {key: value for key, value in RECORD.items() if key != "versions"}
-    checkpoints = Checkpoints(tmp_path, 1, given)
+    checkpoints = Checkpoints(tmp_path, Retention(1), given)
     checkpoints.save(state_at(1), TinyBackend())
     found = checkpoints.latest_valid()
     assert found is not None
@@ -71,7 +73,7 @@ def test_versions_are_recorded_when_none_are_given(tmp_path):
 
 
 def test_a_fresh_run_has_no_checkpoint(tmp_path):
-    assert Checkpoints(tmp_path, 3, RECORD).latest_valid() is None
+    assert checkpoints_in(tmp_path).latest_valid() is None
 
 
 def test_the_manifest_lists_what_sha256sum_finds(tmp_path):
@@ -97,7 +99,7 @@ def test_one_changed_byte_is_named_and_the_checkpoint_before_is_used(tmp_path, f
         changed = bytearray(content)
         changed[place] ^= 0x10
         path.write_bytes(changed)
-        checkpoints = Checkpoints(tmp_path, 9, RECORD)
+        checkpoints = checkpoints_in(tmp_path)
         found = checkpoints.latest_valid()
         assert found is not None and found.state == state_at(1), f"byte {place}"
         text = " ".join(checkpoints.skipped)
@@ -115,7 +117,7 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, damage):
     if damage == "folder":
         path.mkdir()
     with pytest.raises(UserError, match=r"no whole checkpoint.*tiny-0\.safetensors.*backup"):
-        Checkpoints(tmp_path, 9, RECORD).latest_valid()
+        checkpoints_in(tmp_path).latest_valid()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link", "a/../../outside"])
@@ -152,13 +154,14 @@ def test_saving_the_same_step_again_changes_nothing_but_best(tmp_path):
 def test_a_whole_checkpoint_is_never_replaced_by_one_of_the_same_step(tmp_path):
     checkpoints = saved(tmp_path, 5)
     evaluated = replace(state_at(5), evaluated=5, best=1.0)
-    checkpoints.save(evaluated, TinyBackend(before_save=full_disk), is_best=True)
+    checkpoints.save(evaluated, TinyBackend(before_write=full_disk), is_best=True)
     assert checkpoints.latest_valid().state == state_at(5)
 
 
 def test_a_damaged_step_is_written_anew_when_training_comes_by_again(tmp_path):
     checkpoints = saved(tmp_path, 1, 2)
     (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").write_bytes(b"")
+    checkpoints = checkpoints_in(tmp_path)
     checkpoints.save(state_at(2), TinyBackend())
     assert checkpoints.latest_valid().state == state_at(2)
     assert names(tmp_path) == ["LATEST", "step-0000001", "step-0000002"]
@@ -168,12 +171,12 @@ def test_a_damaged_step_stays_until_the_new_one_stands(tmp_path):
     checkpoints = saved(tmp_path, 1, 2)
     (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").write_bytes(b"damaged")
     with pytest.raises(SaveError):
-        checkpoints.save(state_at(2), TinyBackend(before_save=full_disk))
+        checkpoints_in(tmp_path).save(state_at(2), TinyBackend(before_write=full_disk))
     assert (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").read_bytes() == b"damaged"
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 2, RECORD)
+    checkpoints = checkpoints_in(tmp_path, 2)
     for step in range(1, 7):
         checkpoints.save(state_at(step), TinyBackend(), is_best=step == 2)
     assert names(tmp_path) == ["BEST", "LATEST", "step-0000002", "step-0000005", "step-0000006"]
@@ -199,8 +202,7 @@ def test_only_what_was_published_is_seen_and_debris_is_removed(tmp_path):
     assert names(tmp_path) == ["LATEST", "step-0000001"]
 
 
-def full_disk(folder: Path) -> None:
-    (folder / "half").write_bytes(b"x")
+def full_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -209,7 +211,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
     with pytest.raises(
         SaveError, match=r"step-0000002.*No space left.*step-0000001, is untouched.*Make room"
     ):
-        checkpoints.save(state_at(2), TinyBackend(before_save=full_disk))
+        checkpoints.save(state_at(2), TinyBackend(before_write=full_disk))
     assert names(tmp_path) == ["LATEST", "step-0000001"]
     assert checkpoints.latest_valid().state == state_at(1)
 
@@ -218,7 +220,7 @@ def test_too_little_room_is_found_out_before_anything_is_written(tmp_path, monke
     checkpoints = saved(tmp_path, 1)
     usage = shutil._ntuple_diskusage(10**9, 10**9, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    backend = TinyBackend(before_save=lambda folder: pytest.fail("wrote"))
+    backend = TinyBackend(before_write=lambda: pytest.fail("wrote"))
     with pytest.raises(SaveError, match=r"0\.0 MB free"):
         checkpoints.save(state_at(2), backend)
     assert names(tmp_path) == ["LATEST", "step-0000001"]
@@ -228,9 +230,9 @@ LIMITED = """
 import resource, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from tiny_backend import RECORD, TinyBackend, state_at
-from enhancer.engine.checkpoint import Checkpoints, SaveError
-checkpoints = Checkpoints(Path(sys.argv[1]), 9, RECORD)
+from tiny_backend import TinyBackend, checkpoints_in, state_at
+from enhancer.engine.publisher import SaveError
+checkpoints = checkpoints_in(Path(sys.argv[1]))
 checkpoints.save(state_at(1), TinyBackend())
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -269,21 +271,21 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from tiny_backend import RECORD, TinyBackend, state_at
-from enhancer.engine.checkpoint import Checkpoints, SaveError
+from tiny_backend import TinyBackend, checkpoints_in, state_at
+from enhancer.engine.publisher import SaveError
 rank = int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/rendezvous", rank=rank, world_size=2)
 torch.manual_seed(rank)
-checkpoints = Checkpoints(Path(sys.argv[1]), 9, RECORD)
+checkpoints = checkpoints_in(Path(sys.argv[1]))
 backend = TinyBackend()
 backend.values += rank
 checkpoints.save(state_at(1), backend)
 expected = torch.randn(2).tolist()
-def full(folder):
+def full():
     if rank == 1:
         raise OSError(errno.ENOSPC, "No space left on device")
 try:
-    checkpoints.save(state_at(2), TinyBackend(before_save=full))
+    checkpoints.save(state_at(2), TinyBackend(before_write=full))
 except SaveError as error:
     assert "rank 1" in str(error) and "step-0000001, is untouched" in str(error), error
 else:

@@ -12,11 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tiny_backend import RECORD, TinyBackend, state_at
+from tiny_backend import TinyBackend, checkpoints_in, state_at
 
 from enhancer.engine import atomic, records
 from enhancer.engine import run as run_module
-from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.run import Run
 from hparams.errors import UserError
 from hparams.load import load
@@ -30,7 +29,7 @@ def reopened(folder: Path, hp: HParams) -> Run:
 
 
 def trained_to(folder: Path, step: int) -> None:
-    Checkpoints(folder, 3, RECORD).save(state_at(step), TinyBackend())
+    checkpoints_in(folder, 3).save(state_at(step), TinyBackend())
 
 
 def test_the_resolved_values_are_written_before_anything_else(tmp_path):

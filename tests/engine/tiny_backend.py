@@ -9,7 +9,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from enhancer.engine import atomic, distributed
+from enhancer.engine import distributed
+from enhancer.engine.checkpoint import Checkpoints
+from enhancer.engine.retention import Retention
+from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.state import State
 
 RECORD = {
@@ -22,19 +25,18 @@ RECORD = {
 
 
 class TinyBackend:
-    """`save` and `load` of `values`; `before_save` may raise."""
+    """`capture` and `load` of `values`; `before_write` may raise when this rank's file is written."""
 
     name = "accelerate"
+    device = torch.device("cpu")
 
-    def __init__(self, size: int = 100, before_save: Callable[[Path], None] | None = None) -> None:
+    def __init__(self, size: int = 100, before_write: Callable[[], None] | None = None) -> None:
         self.values = torch.zeros(size)
-        self.before_save = before_save
+        self.before_write = before_write
 
-    def save(self, folder: Path) -> None:
-        if self.before_save:
-            self.before_save(folder)
-        data = safetensors.torch.save({"values": self.values})
-        atomic.write_bytes(folder / f"tiny-{distributed.rank()}.safetensors", data)
+    def capture(self, memory: HostMemory) -> Files:
+        values = memory.weights({"values": self.values})
+        return {f"tiny-{distributed.rank()}.safetensors": Watched(values, self.before_write)}
 
     def load(self, folder: Path) -> None:
         file = folder / f"tiny-{distributed.rank()}.safetensors"
@@ -47,6 +49,24 @@ class TinyBackend:
             "precision": "fp32",
             "world_size": distributed.world_size(),
         }
+
+
+class Watched(dict[str, torch.Tensor]):
+    """Tensors of a file that calls `before_write` when they are looked at for writing."""
+
+    def __init__(self, values: dict[str, torch.Tensor], before_write: Callable[[], None] | None) -> None:
+        super().__init__(values)
+        self._before_write = before_write
+
+    def items(self) -> Any:
+        if self._before_write:
+            self._before_write()
+        return super().items()
+
+
+def checkpoints_in(folder: Path, keep: int = 9, every: int = 0, **options: Any) -> Checkpoints:
+    """Checkpoints of the run in `folder` with the facts of `RECORD`."""
+    return Checkpoints(folder, Retention(keep, every), RECORD, **options)
 
 
 def state_at(step: int) -> State:

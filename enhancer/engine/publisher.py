@@ -1,0 +1,125 @@
+"""What rank 0 does with the folders of checkpoints: room, names, pointers, and which are removed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enhancer.engine import atomic
+from enhancer.engine.copies import Copies
+from enhancer.engine.manifest import DamagedCheckpoint, Entry, committed, step_of, verify, write_manifest
+from enhancer.engine.pointers import BEST, LATEST, read_pointer, write_pointer
+from enhancer.engine.retention import Retention
+from enhancer.engine.state import State
+from hparams.errors import UserError
+
+# Headers, manifest and folders, beside the tensors.
+_SMALL_FILES_BYTES = 1 << 20
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written, such as for a full disk. The ones before it are untouched."""
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Makes folders of `folder` checkpoints, and keeps those of `retention`, the best, and what `copies` still need.
+
+    Every method but the last raises SaveError, after which nothing of the attempt stays.
+    """
+
+    folder: Path
+    retention: Retention
+    copies: Copies | None
+
+    def prepare(self, final: Path, *, is_known: bool) -> Path | None:
+        """An empty temporary folder for `final`; None when `final` is there and whole, or `is_known` to be.
+
+        A damaged `final` was passed over at the start and training has come by its step again: it is replaced.
+        """
+        if final.is_dir() and (is_known or _is_whole(final)):
+            return None
+        temporary = self.folder / atomic.temporary_name(final.name)
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise self.error(final, temporary, [str(error)]) from error
+        return temporary
+
+    def require_room(self, final: Path, temporary: Path, needed: list[tuple[int, str]]) -> None:
+        """Find out before anything is written: `needed` has bytes and a problem, or none, of each rank."""
+        problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(needed) if problem]
+        num_bytes = sum(size for size, _ in needed) + _SMALL_FILES_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
+            problems.append(
+                f"the disk has {free / 1e6:.1f} MB free, the checkpoint needs {num_bytes / 1e6:.1f} MB"
+            )
+        if problems:
+            raise self.error(final, temporary, problems)
+
+    def publish(
+        self,
+        final: Path,
+        temporary: Path,
+        state: State,
+        record: Mapping[str, Any],
+        written: list[tuple[dict[str, Entry], str]],
+    ) -> None:
+        """Make `temporary` the checkpoint `final`; `written` has the files and a problem, or none, of each rank."""
+        problems = [problem for _, problem in written if problem]
+        if problems:
+            raise self.error(final, temporary, problems)
+        files = {name: entry for entries, _ in written for name, entry in entries.items()}
+        try:
+            write_manifest(temporary, state, record, files)
+            atomic.publish_folder(temporary, final)
+        except OSError as error:
+            raise self.error(final, temporary, [str(error)]) from error
+
+    def point(self, final: Path, *, is_best: bool) -> None:
+        """Name `final` the latest, and the best where it `is_best`, and remove what is not kept."""
+        try:
+            if is_best:
+                write_pointer(self.folder, BEST, final.name)
+            write_pointer(self.folder, LATEST, final.name)
+            if self.copies is not None:
+                self.copies.update()
+            self._remove_old(final)
+        except OSError as error:
+            raise SaveError(
+                f"{final} is written, but {self.folder} cannot be kept up to date: {error}. "
+                "Make room or mend the folder and run the same command again to go on."
+            ) from error
+
+    def error(self, final: Path, temporary: Path, problems: list[str]) -> SaveError:
+        """Of `final`, with nothing left of the attempt in `temporary`."""
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = next((folder.name for _, folder in committed(self.folder)), None)
+        kept = f"The last checkpoint, {last}, is untouched" if last else "There is no checkpoint before it"
+        return SaveError(
+            f"{final} could not be written: {'; '.join(problems)}. {kept}. "
+            "Make room (a lower keep_checkpoints keeps fewer) or mend the folder, and run the same command again to "
+            "go on."
+        )
+
+    def _remove_old(self, final: Path) -> None:
+        in_use = {read_pointer(self.folder, BEST)} | (self.copies.in_use() if self.copies else set())
+        folders = committed(self.folder)
+        # Newer ones are damaged and were passed over at the start; they must not count as kept.
+        steps = [step for step, _ in folders if step <= (step_of(final) or 0)]
+        kept = self.retention.kept(steps)
+        for step, folder in folders:
+            if step in steps and step not in kept and folder.name not in in_use:
+                atomic.remove_folder(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except DamagedCheckpoint:
+        return False
+    return True
