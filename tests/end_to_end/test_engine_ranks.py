@@ -150,6 +150,25 @@ def test_damage_found_by_one_rank_is_told_also_when_no_rank_can_save(tmp_path):
     assert status(run)["state"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("backend", "values"), [("accelerate", ()), ("deepspeed", ("--set", "zero_stage=2"))]
+)
+def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_its_reason(tmp_path, backend, values):
+    run = tmp_path / "run"
+    cadence = ("--set", "max_steps=100000", "--set", "save_every=5", "--set", "eval_every=100000")
+    ended = run_ranks(
+        backend, 2, run, *HALF, *cadence, *values, "--fault", "full:7:1", "--step-seconds", "0.05"
+    )
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    reason = status(run)["reason"]
+    assert "step-0000010 could not be written: rank 1: " in reason and "File too large" in reason
+    assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 2)
+    assert 10 <= status(run)["step"] < 20
+    found = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert found == ["LATEST", "step-0000005"]
+    assert ended[0].text.count("could not be written") == 1
+
+
 def test_damage_in_the_first_batch_of_one_rank_stops_both(tmp_path):
     for ended in run_ranks("accelerate", 2, tmp_path / "run", *HALF, "--fault", "damage:0:1"):
         assert ended.code == 2, ended.text

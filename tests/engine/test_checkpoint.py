@@ -254,10 +254,11 @@ def test_a_write_that_the_system_refuses_is_survived(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multi
-def test_killed_while_saving_the_last_published_checkpoint_always_loads(tmp_path):
+@pytest.mark.parametrize("way", ["beside", "waiting"])
+def test_killed_while_saving_the_last_published_checkpoint_always_loads(tmp_path, way):
     seed = random.SystemRandom().randrange(10**6)
     done = subprocess.run(
-        [sys.executable, str(HERE / "kill_while_saving.py"), str(tmp_path), "20", str(seed)],
+        [sys.executable, str(HERE / "kill_while_saving.py"), str(tmp_path), "20", str(seed), way],
         capture_output=True,
         text=True,
     )

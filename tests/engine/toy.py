@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 @dataclass
 class ToyStream:
     """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
-    damage, or term (SIGTERM to itself)."""
+    damage, term (SIGTERM to itself), or full (no file of this rank may grow any more)."""
 
     rank: int = 0
     world_size: int = 1
@@ -167,6 +168,8 @@ def _break(kind: str, step: int, at: int, batch: Batch) -> None:
         return
     elif kind == "damage":
         raise ValueError("shard-000003.tar is damaged at offset 512")
+    elif kind == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     elif kind == "term":
         os.kill(os.getpid(), signal.SIGTERM)
 
