@@ -1,13 +1,14 @@
 """Training time lost to a checkpoint of 200 M parameters (fp32, with both moments of Adam: 2.4 GB) every 100 steps.
 
-    python -m bench.bench_checkpoint [--million 200] [--rows 256] [--steps 30] [--rounds 3]
+    python -m bench.bench_checkpoint [--million 200] [--rows 256] [--rounds 3]
 
-A stack of linear layers is trained by the trainer's backend in rounds of two blocks of --steps: one that begins with a
-checkpoint and ends when it is published, one without; the order turns from round to round, so that a busy machine
-hurts both alike. The loss is the difference of their times, counted against 100 steps. Told apart from it: how long
-training stood still (the copy to host memory), and the processor time of the writer, which on a machine with no core
-to spare is the most that training can lose. --rows, the examples of a batch, set the length of a step. 256 are a light
-one: an enhancer of this size has some thousand frames in a batch.
+A stack of linear layers is trained by the trainer's backend. A round is a checkpoint with as many steps as its write
+takes, and as many steps without one; which comes first turns from round to round, so that a busy machine hurts both
+alike. The loss is the difference, counted against 100 steps: in seconds, and in processor time of the process, which
+says the same of a machine that others use too. Told apart from it: how long training stood still (the copy to host
+memory), and the processor time of the writer, which on a machine with no core to spare is what training loses beside
+that. --rows, the examples of a batch, set the length of a step; 256 are a light one: an enhancer of this size has some
+thousand frames in a batch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from hparams.load import load
 WIDTH = 4096
 EVERY = 100
 LIMIT = 0.02
-WARM_STEPS = 3
 
 
 class Trainer:
@@ -56,19 +56,29 @@ class Trainer:
         self.num_parameters = sum(weight.numel() for weight in model.parameters())
         self._step = 0
 
-    def block(self, num_steps: int, *, is_saving: bool) -> float:
-        """Seconds of `num_steps`, after a save and with the end of its write where there is one."""
-        started = time.perf_counter()
-        if is_saving:
-            self.checkpoints.save(State(step=self._step), self._backend)
+    def with_checkpoint(self) -> tuple[int, float, float]:
+        """Steps, seconds and processor seconds from a save until it is published; one step at least."""
+        start, process = time.perf_counter(), time.process_time()
+        self.checkpoints.save(State(step=self._step), self._backend)
+        num_steps = 0
+        while not num_steps or not self.checkpoints.saved:
+            self._train()
+            num_steps += 1
+        self.checkpoints.finish()
+        return num_steps, time.perf_counter() - start, time.process_time() - process
+
+    def without(self, num_steps: int) -> tuple[float, float]:
+        """Seconds and processor seconds of `num_steps`."""
+        start, process = time.perf_counter(), time.process_time()
         for _ in range(num_steps):
-            loss = self._backend.modules["model"](self._batch).square().mean()
-            self._backend.backward("model", loss)
-            self._backend.step("model", loss)
-            self._step += 1
-        if is_saving:
-            self.checkpoints.finish()
-        return time.perf_counter() - started
+            self._train()
+        return time.perf_counter() - start, time.process_time() - process
+
+    def _train(self) -> None:
+        loss = self._backend.modules["model"](self._batch).square().mean()
+        self._backend.backward("model", loss)
+        self._backend.step("model", loss)
+        self._step += 1
 
 
 def writer_seconds() -> float:
@@ -83,7 +93,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--million", type=float, default=200)
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--waiting", action="store_true", help="training waits for the write, as without it")
     options = parser.parse_args()
@@ -92,33 +101,44 @@ def main() -> int:
     folder = OUT / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     trainer = Trainer(options.million, options.rows, folder, is_async=not options.waiting)
-    trainer.block(WARM_STEPS, is_saving=True)  # The first snapshot also gets its memory.
+    trainer.with_checkpoint()  # The first snapshot also gets its memory.
     first = trainer.checkpoints.saved.popleft()
-    before = writer_seconds()
-    lost, plain = [], []
+    num_steps, writer = 2, writer_seconds()
+    saved, seconds, processor, losses, processor_losses = [], [], [], [], []
     for number in range(options.rounds):
-        seconds = {
-            is_saving: trainer.block(options.steps, is_saving=is_saving)
-            for is_saving in ((True, False) if number % 2 else (False, True))
-        }
-        lost.append(seconds[True] - seconds[False])
-        plain.append(seconds[False] / options.steps)
+        plain = trainer.without(num_steps) if number % 2 else None
+        count, *taken = trainer.with_checkpoint()
+        saved.append(trainer.checkpoints.saved.popleft())
+        num_steps, base = (num_steps, plain) if plain else (count, trainer.without(count))
+        seconds.append(base[0] / num_steps)
+        processor.append(base[1] / num_steps)
+        losses.append(taken[0] - count * seconds[-1])
+        processor_losses.append(taken[1] - count * processor[-1])
         print(
-            f"round {number + 1}: {seconds[False]:.1f} s without, {seconds[True]:.1f} s with a checkpoint",
+            f"round {number + 1}: {count} steps, {taken[0] / count:.2f} s each with a checkpoint, {seconds[-1]:.2f} s without",
             flush=True,
         )
-    saved = list(trainer.checkpoints.saved)
-    step, loss = statistics.median(plain), statistics.median(lost)
-    share = loss / (EVERY * step)
-    size = sum(path.stat().st_size for path in saved[-1].folder.iterdir())
-    blocked = statistics.median(each.blocked_seconds for each in saved)
-    print(
-        f"{trainer.num_parameters / 1e6:.0f} M parameters, {size / 1e9:.2f} GB a checkpoint, {step:.2f} s a step"
+    blocked, written = (
+        statistics.median(getattr(each, name) for each in saved)
+        for name in ("blocked_seconds", "write_seconds")
     )
-    print(f"training stands still   {blocked:8.2f} s ({first.blocked_seconds:.2f} s the first time)")
-    print(f"written beside it in    {statistics.median(each.write_seconds for each in saved):8.2f} s")
-    print(f"processor time of it    {(writer_seconds() - before) / len(saved):8.2f} s")
+    size = sum(path.stat().st_size for path in saved[-1].folder.iterdir())
+    step, step_processor = statistics.median(seconds), statistics.median(processor)
+    loss, processor_loss = statistics.median(losses), statistics.median(processor_losses)
+    share, processor_share = loss / (EVERY * step), processor_loss / (EVERY * step_processor)
+    print(
+        f"{trainer.num_parameters / 1e6:.0f} M parameters, {size / 1e9:.2f} GB a checkpoint; "
+        f"a step takes {step:.2f} s, {step_processor:.2f} s of processors"
+    )
+    print(
+        f"training stands still   {blocked:8.2f} s, {blocked / (EVERY * step):.2%} of {EVERY} steps; "
+        f"{first.blocked_seconds:.2f} s the first time"
+    )
+    print(
+        f"the write takes         {written:8.2f} s, {(writer_seconds() - writer) / len(saved):.2f} s of processors"
+    )
     print(f"lost, all told          {loss:8.2f} s, {share:.2%} of {EVERY} steps ({LIMIT:.0%} wanted)")
+    print(f"the same in processors  {processor_loss:8.2f} s, {processor_share:.2%} of {EVERY} steps")
     shutil.rmtree(folder)
     return 0 if share < LIMIT else 1
 

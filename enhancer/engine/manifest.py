@@ -73,11 +73,17 @@ def sync_and_measure(path: Path) -> Entry:
     return _measure(path)
 
 
-def write_manifest(folder: Path, state: State, record: Mapping[str, Any], files: Mapping[str, Entry]) -> None:
-    """Write the manifest of `folder`, durably, whose `files` are on the disk. Raises OSError.
+def write_manifest(
+    folder: Path, state: State, record: Mapping[str, Any], files: Mapping[str, Entry] | None = None
+) -> None:
+    """Write the manifest of `folder`, durably. Raises OSError.
 
-    Also where one of them is not seen from here: its rank then writes into a folder of another machine.
+    `files` are on the disk, as `sync_and_measure` found them; None for all there are. One that is not seen from here is
+    an error: its rank writes into a folder of another machine.
     """
+    if files is None:
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): sync_and_measure(path) for path in paths}
     for name, (size, _) in files.items():
         seen = (folder / name).stat().st_size
         if seen != size:
