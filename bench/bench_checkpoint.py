@@ -115,7 +115,8 @@ def main() -> int:
         losses.append(taken[0] - count * seconds[-1])
         processor_losses.append(taken[1] - count * processor[-1])
         print(
-            f"round {number + 1}: {count} steps, {taken[0] / count:.2f} s each with a checkpoint, {seconds[-1]:.2f} s without",
+            f"round {number + 1}: {count} steps of {taken[0] / count:.2f} s with a checkpoint, "
+            f"of {seconds[-1]:.2f} s without",
             flush=True,
         )
     blocked, written = (
