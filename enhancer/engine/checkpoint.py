@@ -34,7 +34,7 @@ from enhancer.engine.manifest import (
     sync_and_measure,
     verify,
 )
-from enhancer.engine.pointers import LATEST, read_pointer
+from enhancer.engine.pointers import LATEST, write_pointer
 from enhancer.engine.publisher import Publisher
 from enhancer.engine.retention import Retention
 from enhancer.engine.snapshot import Files, HostMemory
@@ -195,8 +195,10 @@ class Checkpoints:
         states = safetensors.torch.load_file(checkpoint.folder / name)
         rng.restore(states)
         host_rng.restore(states)
-        if self._copies is not None and read_pointer(self.folder, LATEST) == checkpoint.folder.name:
-            self._copies.update()  # A kill may have come between the checkpoint and its copy.
+        if self._copies is not None:
+            # A kill may have come between the checkpoint and its copy, and newer ones may be damaged.
+            write_pointer(self.folder, LATEST, checkpoint.folder.name)
+            self._copies.update()
         return checkpoint.state
 
     def _capture(
