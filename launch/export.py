@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import soundfile as sf
 import torch
 
 from enhancer.engine.atomic import write_bytes
+from enhancer.engine.manifest import read_manifest
 from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Device, require_device
 from enhancer.export.fixed_knobs import at_knobs
 from enhancer.export.level import loudness_and_gain, loudness_recording
@@ -95,9 +94,9 @@ def _with_level(device: Device, description: Description, given: Path | None) ->
 
 def _validation_esr(run: TrainedRun) -> float | None:
     """ESR of the checkpoint where it is the best so far, which is when it was judged; else None."""
-    state: dict[str, Any] = json.loads((run.checkpoint / "manifest.json").read_text("utf-8"))["state"]
-    is_judged = run.task.best_metric == "esr" and state.get("best_step") == run.step
-    return state["best"] if is_judged else None
+    state = read_manifest(run.checkpoint).state
+    is_judged = run.task.best_metric == "esr" and state.best_step == run.step
+    return state.best if is_judged else None
 
 
 def _parser() -> argparse.ArgumentParser:

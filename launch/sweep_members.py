@@ -12,7 +12,7 @@ from typing import Any
 
 from enhancer.engine.run import HPARAMS, MAY_CHANGE, STATUS
 from hparams.errors import UserError
-from hparams.load import Override, difference, load
+from hparams.load import Override, difference, load_resolved
 from hparams.schema import HParams
 from hparams.sweep import Member, Sweep
 
@@ -82,7 +82,7 @@ def progress_of(planned: Planned) -> Progress:
     if status is None:
         return Progress(WAITING, 0, "")
     state = status["state"]
-    if state == FINISHED and load(planned.folder / HPARAMS).max_steps != planned.hp.max_steps:
+    if state == FINISHED and load_resolved(planned.folder / HPARAMS).max_steps != planned.hp.max_steps:
         return Progress(PREEMPTED, status["step"], f"now to go on to step {planned.hp.max_steps}")
     return Progress(state, status["step"], status["reason"])
 
@@ -113,7 +113,7 @@ def _require_same(planned: Planned) -> None:
     path = planned.folder / HPARAMS
     if not path.is_file():
         return
-    changes = [change for change in difference(load(path), planned.hp) if change[0] not in MAY_CHANGE]
+    changes = [change for change in difference(load_resolved(path), planned.hp) if change[0] not in MAY_CHANGE]
     if changes:
         lines = "; ".join(f"{key}: the run has {was}, the sweep gives {now}" for key, was, now in changes)
         raise UserError(f"its folder holds a run of other hyper-parameters ({lines}); give another --output")

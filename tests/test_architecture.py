@@ -37,7 +37,8 @@ ALLOWED = {
         "enhancer.tasks",
         "hparams",
     },
-    "enhancer.inference": {"enhancer.tasks", "enhancer.models", "enhancer.signal", "hparams"},
+    # Of the engine the files of a checkpoint alone.
+    "enhancer.inference": {"enhancer.engine", "enhancer.tasks", "enhancer.models", "enhancer.signal", "hparams"},
     "enhancer.realtime": set(),
     "enhancer.export": {"enhancer.models", "hparams"},
     "data_shards": {"hparams"},

@@ -155,7 +155,7 @@ def test_changed_weights_asked_for_by_name_or_alone_are_an_error(tmp_path: Path)
     with pytest.raises(UserError, match=r"no whole checkpoint: .*denoiser\.safetensors is changed"):
         load_run(run)
     weights.write_bytes(b"")
-    with pytest.raises(UserError, match="has 0 bytes, its manifest says"):
+    with pytest.raises(UserError, match="has 0 bytes, the manifest says"):
         load_run(run)
 
 

@@ -26,17 +26,21 @@ from enhancer.engine.manifest import (
     Manifest,
     committed,
     folder_name,
+    pointed,
     read_manifest,
     verify,
     write_manifest,
 )
 from enhancer.engine.state import State
 from enhancer.engine.versions import versions
+from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
 
 LATEST = "LATEST"
 BEST = "BEST"
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
+# What torch, DeepSpeed and the random generators raise for tensors of other names, types and shapes.
+_OF_OTHER_MODULES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError)
 
 
 class SaveError(UserError):
@@ -100,16 +104,24 @@ class Checkpoints:
         """Put `checkpoint` into `backend`, the `average` and the random generators; the state to go on from.
 
         Called by all ranks. At another world size every rank goes on with the generators of rank 0. No code
-        of the files is executed.
+        of the files is executed. Raises UserError where they are whole, but not those of this run's modules.
         """
-        backend.load(checkpoint.folder)
-        if average is not None:
-            average.load(checkpoint.folder, checkpoint.state.step)
         same_size = checkpoint.record.get("world_size") == distributed.world_size()
         name = _RNG_FILE.format(rank=distributed.rank() if same_size else 0)
-        states = safetensors.torch.load_file(checkpoint.folder / name)
-        rng.restore(states)
-        host_rng.restore(states)
+        try:
+            backend.load(checkpoint.folder)
+            if average is not None:
+                average.load(checkpoint.folder, checkpoint.state.step)
+            states = read_weights_file(checkpoint.folder / name)
+            rng.restore(states)
+            host_rng.restore(states)
+        except UserError:
+            raise
+        except _OF_OTHER_MODULES as error:
+            raise UserError(
+                f"{checkpoint.folder} does not hold what this run's modules need: {type(error).__name__}: {error}. "
+                "Give another --run-dir, or restore the folder from a backup"
+            ) from error
         return checkpoint.state
 
     def _prepare(self, final: Path) -> Path | None:
@@ -187,12 +199,14 @@ class Checkpoints:
             ) from error
 
     def _remove_old(self, final: Path) -> None:
-        best = self.folder / BEST
-        protected = best.read_text("utf-8").strip() if best.exists() else ""
+        try:
+            best = pointed(self.folder, BEST)
+        except DamagedCheckpoint:
+            return  # Nobody knows which one is the best, so none is removed until there is a new one.
         folders = [folder for _, folder in committed(self.folder)]
         # Newer ones are damaged and were passed over at the start; they must not count as kept.
         for folder in folders[folders.index(final) + self.keep :]:
-            if folder.name != protected:
+            if folder != best:
                 atomic.remove_folder(folder)
 
     def _scan(self) -> tuple[Checkpoint | None, list[str]]:

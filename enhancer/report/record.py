@@ -18,7 +18,7 @@ from enhancer.engine.monitor import SAMPLES
 from enhancer.engine.run import HPARAMS, METRICS, STATUS
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
-from hparams.load import load
+from hparams.load import load_resolved
 from hparams.schema import HParams
 
 _NOT_CURVES = ("kind", "step", "unix_seconds", "draws", "skipped")
@@ -132,7 +132,7 @@ def read_run(folder: Path, name: str, tone: str) -> RunRecord:
             f"{folder} holds no {HPARAMS}, so it is not a run folder; give the --run-dir of a training run"
         )
     run = RunRecord(
-        folder, name, tone, load(folder / HPARAMS), _status(folder), tuple(records.read(folder / METRICS))
+        folder, name, tone, load_resolved(folder / HPARAMS), _status(folder), tuple(records.read(folder / METRICS))
     )
     if not run.evaluations:
         raise UserError(

@@ -118,18 +118,19 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, damage):
         Checkpoints(tmp_path, 9, RECORD).latest_valid()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link", "a/../../outside"])
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link", "a/../../outside", "a\0b", "a\nb", ".", "", "pipe"])
 def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, name):
     saved(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "step-0000001"
     (folder / "link").symlink_to("/etc/hostname")
+    os.mkfifo(folder / "pipe")
     content = json.loads((folder / MANIFEST).read_text())
     content.pop("checksum")
-    content["files"][name] = {"bytes": 0, "sha256": ""}
+    content["files"][name] = {"bytes": 0, "sha256": "0" * 64}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     signed = {**content, "checksum": hashlib.sha256(canonical).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
-    with pytest.raises(DamagedCheckpoint, match="not a file of the folder"):
+    with pytest.raises(DamagedCheckpoint, match="not a file of the folder|is a link"):
         verify(folder)
 
 

@@ -226,7 +226,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
             "checkpoints/step-0000007/denoiser.safetensors",
             "denoiser.safetensors cannot be read (No such file",
         ),
-        ("checkpoints/step-0000007/manifest.json", "manifest.json is missing or damaged"),
+        ("checkpoints/step-0000007/manifest.json", "manifest.json cannot be read (No such file"),
         ("checkpoints", "no finished checkpoint"),
         ("", "there is no run folder"),
     ],
