@@ -20,6 +20,8 @@ BLOCK_FRAMES = 1 << 16
 MIN_SOURCE_HZ, MAX_SOURCE_HZ = 1_000, 768_000
 # More than this is libsndfile's way of saying that the header does not know (346 days at 44.1 kHz).
 MAX_FRAMES = 1 << 40
+# FLAC packs 65,535 frames of silence into 11 bytes, Vorbis 2,048 into one; what promises more is damaged.
+MAX_FRAMES_PER_BYTE = 8192
 # An MP3's length comes from its frame count; its encoder may pad by two MPEG frames.
 MP3_SLACK_FRAMES = 2 * 1152
 # Sizes that a program writing to a pipe puts where it cannot know the length.
@@ -61,6 +63,10 @@ def probe(file: FoundFile) -> AudioHeader:
         raise RejectedInput(f"cannot be decoded: {_reason(error)}") from error
     if header.frames > MAX_FRAMES:
         raise RejectedInput("its header does not say how long it is; encode it again")
+    if header.frames > MAX_FRAMES_PER_BYTE * file.size:
+        raise RejectedInput(
+            f"its header promises {header.frames} frames, which {file.size} bytes cannot hold"
+        )
     cut = _CUT.search(info)
     if cut and int(cut[2]) < int(cut[1]) < OPEN_ENDED_BYTES:
         raise RejectedInput(f"cut off: its header promises {cut[1]} bytes of audio, {cut[2]} are there")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enhancer.engine.manifest import DamagedCheckpoint, committed, pointed, read_verified
+from enhancer.engine.manifest import DamagedCheckpoint, committed, read_verified
+from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import parse_weights
 from enhancer.signal.levels import db_to_gain
 from enhancer.tasks import TASKS
@@ -106,14 +107,15 @@ def _first_whole(run_dir: Path, file_name: str) -> tuple[Path, _Weights, list[st
 
 def _in_order_of_preference(checkpoints: Path) -> tuple[list[Path], list[str]]:
     """The best checkpoint, the latest, then all from the newest to the oldest; and what is wrong with the pointers."""
+    there = [folder.name for _, folder in committed(checkpoints)]
     named, notes = [], []
-    for pointer in ("BEST", "LATEST"):
+    for pointer in (BEST, LATEST):
         try:
-            named.append(pointed(checkpoints, pointer))
+            named.append(read_pointer(checkpoints, pointer))
         except DamagedCheckpoint as error:
             notes.append(str(error))
-    found = [folder for folder in named if folder is not None and folder.is_dir()]
-    return list(dict.fromkeys([*found, *(folder for _, folder in committed(checkpoints))])), notes
+    first = [name for name in named if name in there]
+    return [checkpoints / name for name in dict.fromkeys([*first, *there])], notes
 
 
 def _read_weights(folder: Path, file_name: str) -> _Weights:

@@ -20,6 +20,7 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
+from data_shards.ingest import MAX_FRAMES_PER_BYTE, MAX_SOURCE_HZ, MIN_SOURCE_HZ
 from enhancer.inference import (
     CHUNK_SECONDS,
     ChunkedModel,
@@ -35,6 +36,7 @@ from launch.common import checkpoint_folder, choose_device, knob_values, reports
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
+MAX_BLOCK_VALUES = 1 << 23
 EXIT_USER = 2
 
 
@@ -187,6 +189,7 @@ def apply_to_file(
         info = sf.info(str(source))
     except sf.LibsndfileError as error:
         raise UserError(f"{source} cannot be read as audio: {error}") from error
+    _require_plausible(source, info)
     container = _container(target)
     subtype = info.subtype if sf.check_format(container, info.subtype) else sf.default_subtype(container)
     part = target.with_name(target.name + ".part")
@@ -208,6 +211,16 @@ def apply_to_file(
     finally:
         part.unlink(missing_ok=True)
     return Done(info.frames / info.samplerate, time.perf_counter() - started, num_clipped)
+
+
+def _require_plausible(source: Path, info: sf._SoundFileInfo) -> None:
+    """Raises UserError for a header that no recording has: memory is set aside by what it says."""
+    if not MIN_SOURCE_HZ <= info.samplerate <= MAX_SOURCE_HZ:
+        raise UserError(f"{source} cannot be used: implausible sample rate of {info.samplerate} Hz")
+    if info.frames > MAX_FRAMES_PER_BYTE * source.stat().st_size:
+        raise UserError(
+            f"{source} cannot be used: its header promises {info.frames} frames, more than the file can hold"
+        )
 
 
 def _processed(
@@ -251,7 +264,8 @@ def _blocks(source: Path, rate_hz: int) -> Iterator[Tensor]:
     """Blocks [C, T] of a file, float32. Raises UserError where it is damaged."""
     try:
         with sf.SoundFile(str(source)) as reader:
-            for block in reader.blocks(round(BLOCK_SECONDS * rate_hz), dtype="float32", always_2d=True):
+            frames = min(round(BLOCK_SECONDS * rate_hz), MAX_BLOCK_VALUES // reader.channels)
+            for block in reader.blocks(frames, dtype="float32", always_2d=True):
                 if not np.isfinite(block).all():
                     raise UserError(f"{source} holds NaN or infinite samples; repair the file first")
                 yield torch.from_numpy(np.ascontiguousarray(block.T))

@@ -38,7 +38,13 @@ ALLOWED = {
         "hparams",
     },
     # Of the engine the files of a checkpoint alone.
-    "enhancer.inference": {"enhancer.engine", "enhancer.tasks", "enhancer.models", "enhancer.signal", "hparams"},
+    "enhancer.inference": {
+        "enhancer.engine",
+        "enhancer.tasks",
+        "enhancer.models",
+        "enhancer.signal",
+        "hparams",
+    },
     "enhancer.realtime": set(),
     "enhancer.export": {"enhancer.models", "hparams"},
     "data_shards": {"hparams"},

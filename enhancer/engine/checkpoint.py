@@ -26,18 +26,16 @@ from enhancer.engine.manifest import (
     Manifest,
     committed,
     folder_name,
-    pointed,
     read_manifest,
     verify,
     write_manifest,
 )
+from enhancer.engine.pointers import BEST, LATEST, read_pointer, write_pointer
 from enhancer.engine.state import State
 from enhancer.engine.versions import versions
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
 
-LATEST = "LATEST"
-BEST = "BEST"
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
 # What torch, DeepSpeed and the random generators raise for tensors of other names, types and shapes.
 _OF_OTHER_MODULES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError)
@@ -189,8 +187,8 @@ class Checkpoints:
     def _point(self, final: Path, is_best: bool) -> None:
         try:
             if is_best:
-                atomic.write_text(self.folder / BEST, final.name + "\n")
-            atomic.write_text(self.folder / LATEST, final.name + "\n")
+                write_pointer(self.folder, BEST, final.name)
+            write_pointer(self.folder, LATEST, final.name)
             self._remove_old(final)
         except OSError as error:
             raise SaveError(
@@ -200,13 +198,13 @@ class Checkpoints:
 
     def _remove_old(self, final: Path) -> None:
         try:
-            best = pointed(self.folder, BEST)
+            protected = read_pointer(self.folder, BEST)
         except DamagedCheckpoint:
             return  # Nobody knows which one is the best, so none is removed until there is a new one.
         folders = [folder for _, folder in committed(self.folder)]
         # Newer ones are damaged and were passed over at the start; they must not count as kept.
         for folder in folders[folders.index(final) + self.keep :]:
-            if folder != best:
+            if folder.name != protected:
                 atomic.remove_folder(folder)
 
     def _scan(self) -> tuple[Checkpoint | None, list[str]]:

@@ -39,6 +39,8 @@ def restore(states: Mapping[str, Tensor]) -> None:
     *keys, position, has_gauss = states["numpy"].tolist()
     if len(keys) != NUM_WORDS or not 0 <= position <= NUM_WORDS:
         # Numpy would take it, and read beyond its array.
-        raise ValueError(f"a generator of {len(keys)} words at {position}; needed {NUM_WORDS}, and a place in them")
+        raise ValueError(
+            f"a generator of {len(keys)} words at {position}; needed {NUM_WORDS}, and a place in them"
+        )
     cached = float(states["numpy_gauss"][0])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))

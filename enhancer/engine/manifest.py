@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -69,20 +68,6 @@ def committed(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(((step, path) for step, path in found if step is not None), reverse=True)
 
 
-def pointed(checkpoints: Path, pointer: str) -> Path | None:
-    """The checkpoint in `checkpoints` that the file `pointer` there (LATEST, BEST) names; None without that file.
-
-    Raises DamagedCheckpoint where it holds anything but the name of a checkpoint.
-    """
-    path = checkpoints / pointer
-    if not os.path.lexists(path):
-        return None
-    name = _read_inside(checkpoints, pointer, 64).decode("utf-8", "replace").strip()
-    if not _FOLDER.fullmatch(name):
-        raise DamagedCheckpoint(f"{path} holds {name!r:.80}, which is not the name of a checkpoint; remove it")
-    return checkpoints / name
-
-
 def write_manifest(folder: Path, state: State, record: Mapping[str, Any]) -> Manifest:
     """List, sync and hash all files of `folder` and write its manifest, durably. Raises OSError."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -108,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
     if folder.is_symlink() and step_of(folder) is not None:
         raise DamagedCheckpoint(f"{folder} is a link; put the folder that it leads to in its place")
     try:
-        text = _read_inside(folder, MANIFEST, MAX_MANIFEST_BYTES).decode("utf-8")
+        text = read_inside(folder, MANIFEST, MAX_MANIFEST_BYTES).decode("utf-8")
         content = json.loads(text)
         is_same = text == encode(content, indent=1) + "\n"
         if not is_same or content.pop("checksum") != _checksum(content):
@@ -152,7 +137,7 @@ def read_verified(folder: Path, name: str) -> tuple[Manifest, bytes]:
     if name not in manifest.files:
         raise DamagedCheckpoint(f"{folder / MANIFEST} lists no {name}")
     _check_size(folder, name, manifest)
-    data = _read_inside(folder, name, manifest.files[name][0])
+    data = read_inside(folder, name, manifest.files[name][0])
     _check_digest(folder, name, manifest, hashlib.sha256(data).hexdigest())
     return manifest, data
 
@@ -195,7 +180,8 @@ def _size_inside(folder: Path, name: str) -> int:
     return status[-1].st_size
 
 
-def _read_inside(folder: Path, name: str, most_bytes: int) -> bytes:
+def read_inside(folder: Path, name: str, most_bytes: int) -> bytes:
+    """The bytes of file `name` of `folder`. Raises DamagedCheckpoint where it is a link, no file, or too long."""
     size = _size_inside(folder, name)
     if size > most_bytes:
         raise DamagedCheckpoint(f"{folder / name} has {size} bytes; at most {most_bytes} were expected")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from enhancer.engine.average import AVERAGE
 from enhancer.engine.backend import WEIGHTS
-from enhancer.engine.checkpoint import BEST, LATEST, Checkpoint
-from enhancer.engine.manifest import DamagedCheckpoint, pointed, verify
+from enhancer.engine.checkpoint import Checkpoint
+from enhancer.engine.manifest import DamagedCheckpoint, verify
+from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
 
@@ -52,8 +53,8 @@ def check_resume(
     name, record = checkpoint.folder.name, checkpoint.record
     if record.get("backend") != describe["backend"]:
         raise UserError(
-            f"{name} was saved by the {record['backend']} backend, this is {describe['backend']}; "
-            f"{_start_text(record['backend'])}, or take its weights into another run by --init-from"
+            f"{name} was saved by the {record.get('backend')} backend, this is {describe['backend']}; "
+            f"{_start_text(record.get('backend'))}, or take its weights into another run by --init-from"
         )
     for key in ("zero_stage", "precision"):
         if record.get(key) != describe[key]:
@@ -63,13 +64,13 @@ def check_resume(
             )
     if record.get("zero_stage") and record.get("world_size") != describe["world_size"]:
         raise UserError(
-            f"{name} was saved with ZeRO stage {record['zero_stage']} on {record['world_size']} ranks, which "
+            f"{name} was saved with ZeRO stage {record.get('zero_stage')} on {record.get('world_size')} ranks, which "
             f"split the optimiser between them; this run has {describe['world_size']}. "
-            f"Start {record['world_size']} ranks, or take the weights into another run by --init-from"
+            f"Start {record.get('world_size')} ranks, or take the weights into another run by --init-from"
         )
     if record.get("fingerprint") != fingerprint and not allow_data_change:
         raise UserError(
-            f"{name} was trained on corpora with the fingerprint {record['fingerprint']}, the ones given now "
+            f"{name} was trained on corpora with the fingerprint {record.get('fingerprint')}, the ones given now "
             f"have {fingerprint}; give the same corpora, or say --allow-data-change to go on with new ones"
         )
 
@@ -107,8 +108,8 @@ def _weights_file(path: Path, file_name: str) -> Path:
 def _checkpoint_folder(path: Path) -> Path:
     """The best checkpoint, else the latest, of the run folder `path`; `path` itself where it is none."""
     try:
-        found = (pointed(path / "checkpoints", pointer) for pointer in (BEST, LATEST))
-        return next((folder for folder in found if folder is not None), path)
+        found = (read_pointer(path / "checkpoints", pointer) for pointer in (BEST, LATEST))
+        return next((path / "checkpoints" / name for name in found if name), path)
     except DamagedCheckpoint as error:
         raise UserError(f"{error}, or give a checkpoint folder") from error
 
@@ -118,7 +119,7 @@ def _listed(counts: list[int]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _start_text(backend: str) -> str:
+def _start_text(backend: Any) -> str:
     if backend == "deepspeed":
         return "start it with `deepspeed launch/train.py`"
     return "start it with `python launch/train.py`, torchrun or `accelerate launch`"

@@ -118,7 +118,9 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, damage):
         Checkpoints(tmp_path, 9, RECORD).latest_valid()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link", "a/../../outside", "a\0b", "a\nb", ".", "", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/hostname", "link", "a/../../outside", "a\0b", "a\nb", ".", "", "pipe"]
+)
 def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, name):
     saved(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "step-0000001"
