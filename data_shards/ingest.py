@@ -15,6 +15,7 @@ import numpy as np
 
 from data_shards.format import FULL_SCALE
 from data_shards.scan import FoundFile
+from data_shards.sidecar import MAX_FLOAT_LEVEL
 
 BLOCK_FRAMES = 1 << 16
 MIN_SOURCE_HZ, MAX_SOURCE_HZ = 1_000, 768_000
@@ -78,7 +79,8 @@ def probe(file: FoundFile) -> AudioHeader:
 
 
 def read_blocks(path: str, header: AudioHeader) -> Iterator[np.ndarray]:
-    """Decoded blocks, float32 [frames, channels]. Raises RejectedInput on NaN, inf, a broken or cut file."""
+    """Decoded blocks, float32 [frames, channels]. Raises RejectedInput on NaN, inf, samples above
+    MAX_FLOAT_LEVEL, a broken or cut file."""
     import soundfile
 
     seen = 0
@@ -86,9 +88,10 @@ def read_blocks(path: str, header: AudioHeader) -> Iterator[np.ndarray]:
         with soundfile.SoundFile(os.fsencode(path)) as opened:
             slack = MP3_SLACK_FRAMES if opened.format == "MP3" or "MPEG" in opened.subtype else 0
             while len(block := opened.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                if not np.isfinite(block).all():
-                    where = seen + int(np.argmin(np.isfinite(block).all(axis=1)))
-                    raise RejectedInput(f"NaN or infinite sample at frame {where}")
+                is_sound = np.abs(block) <= MAX_FLOAT_LEVEL  # NaN is not.
+                if not is_sound.all():
+                    where = seen + int(np.argmin(is_sound.all(axis=1)))
+                    raise RejectedInput(f"NaN, infinite or absurdly large sample at frame {where}")
                 seen += len(block)
                 yield block
     except (soundfile.LibsndfileError, OSError) as error:

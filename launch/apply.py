@@ -20,7 +20,6 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from data_shards.ingest import MAX_FRAMES_PER_BYTE, MAX_SOURCE_HZ, MIN_SOURCE_HZ
 from enhancer.inference import (
     CHUNK_SECONDS,
     ChunkedModel,
@@ -32,7 +31,13 @@ from enhancer.inference import (
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
 from hparams.tasks import DeviceHParams
-from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
+from launch.common import (
+    checkpoint_folder,
+    choose_device,
+    knob_values,
+    reports_user_errors,
+    require_plausible,
+)
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
@@ -189,7 +194,7 @@ def apply_to_file(
         info = sf.info(str(source))
     except sf.LibsndfileError as error:
         raise UserError(f"{source} cannot be read as audio: {error}") from error
-    _require_plausible(source, info)
+    require_plausible(source, info)
     container = _container(target)
     subtype = info.subtype if sf.check_format(container, info.subtype) else sf.default_subtype(container)
     part = target.with_name(target.name + ".part")
@@ -211,16 +216,6 @@ def apply_to_file(
     finally:
         part.unlink(missing_ok=True)
     return Done(info.frames / info.samplerate, time.perf_counter() - started, num_clipped)
-
-
-def _require_plausible(source: Path, info: sf._SoundFileInfo) -> None:
-    """Raises UserError for a header that no recording has: memory is set aside by what it says."""
-    if not MIN_SOURCE_HZ <= info.samplerate <= MAX_SOURCE_HZ:
-        raise UserError(f"{source} cannot be used: implausible sample rate of {info.samplerate} Hz")
-    if info.frames > MAX_FRAMES_PER_BYTE * source.stat().st_size:
-        raise UserError(
-            f"{source} cannot be used: its header promises {info.frames} frames, more than the file can hold"
-        )
 
 
 def _processed(

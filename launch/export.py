@@ -25,7 +25,7 @@ from enhancer.export.level import loudness_and_gain, loudness_recording
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
 from hparams.tasks import DeviceHParams
-from launch.common import checkpoint_folder, knob_values, reports_user_errors
+from launch.common import checkpoint_folder, knob_values, reports_user_errors, require_plausible
 
 FORMATS = ("nam", "rtneural", "proteus", "onnx")
 GEAR = ("name", "modeled_by", "gear_make", "gear_model", "gear_type", "tone_type")
@@ -78,6 +78,7 @@ def _with_level(device: Device, description: Description, given: Path | None) ->
     if path is None or device.num_knobs:
         return description
     try:
+        require_plausible(path, sf.info(path))
         samples, _ = sf.read(path, dtype="float32", always_2d=True)
     except (sf.LibsndfileError, OSError) as error:
         raise UserError(f"--loudness-input {path} cannot be read: {error}") from error

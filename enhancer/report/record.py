@@ -24,6 +24,7 @@ from hparams.schema import HParams
 _NOT_CURVES = ("kind", "step", "unix_seconds", "draws", "skipped")
 _NOT_CURVES_ENDINGS = ("_seconds", "_per_second", "_weighted")
 _BEGINNINGS = ("start", "resumed")
+MOST_VALUE = 1e100
 MOST_STEPS = 1 << 53
 """More is no number of steps or items: a float would round it."""
 
@@ -200,8 +201,9 @@ def summary_of(evaluation: Record, metric: str) -> Record:
 
 
 def number(value: Any) -> float:
-    """A value of a record as a number; NaN for null and for what is no number."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """A value of a record as a number; NaN for null, for what is no number, and for one that nothing can measure."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= MOST_VALUE else math.nan
 
 
 def _columns(lines: list[Record], value_of: Any) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ from enhancer.engine.records import encode
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.run import METRICS, STATUS
 from enhancer.engine.state import State
+from enhancer.engine.status import read_status
 from enhancer.inference import load_run
 from enhancer.report.page import Content, document
 from enhancer.report.record import read_runs
@@ -27,7 +28,6 @@ from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.load import dump, load
 from hparams.schema import HParams
-from enhancer.engine.status import read_status
 from tests.fuzz.mutations import changed_json, spoiled_bytes, spoiled_json
 from tests.fuzz.target import Read, Target
 

@@ -1,4 +1,4 @@
-"""What people write: hyper-parameters as YAML and `--set`, sweeps, lists of pairs, configurations of another program."""
+"""What people write: hyper-parameters as YAML and `--set`, sweeps, lists of pairs, another program's configurations."""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ import warnings
 from pathlib import Path
 from random import Random
 
-MOST_SECONDS = 60.0
+MOST_SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
+DEFECT = os.environ.get("FUZZ_DEFECT", "pass")
+"""What input 3 does, for tests of this program."""
 MOST_BYTES = 1 << 30
 """Address space beyond what the process had when the target was prepared."""
 
@@ -44,7 +46,13 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MOST_BYTES, resource.RLIM_INFINITY))
             for number in range(first, first + count):
                 print(name, number, file=told)
-                print(_outcome(read, target.errors, Random(f"{seed}:{name}:{number}")), file=told)
+                reads = defect if number == 3 and DEFECT != "pass" else read
+                print(_outcome(reads, target.errors, Random(f"{seed}:{name}:{number}")), file=told)
+
+
+def defect(rng: Random) -> None:
+    """See DEFECT."""
+    exec(DEFECT)
 
 
 def _outcome(read, errors: tuple[type[Exception], ...], rng: Random) -> str:
