@@ -12,14 +12,21 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from pathlib import Path
 from random import Random
 
 MOST_SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
-DEFECT = os.environ.get("FUZZ_DEFECT", "pass")
-"""What input 3 does, for tests of this program."""
+DEFECT = os.environ.get("FUZZ_DEFECT")
+"""What input 3 does instead, for tests of this program."""
+_DEFECTS = {
+    "crash": os.abort,
+    "hang": lambda: time.sleep(99),
+    "memory": lambda: bytearray(1 << 33),
+    "error": lambda: {}["missing"],
+}
 MOST_BYTES = 1 << 30
 """Address space beyond what the process had when the target was prepared."""
 
@@ -39,20 +46,14 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             target = TARGETS[name]
             read = target.prepare(Path(folder))
-            for number in range(
-                WARM_UP
-            ):  # What is imported at its first use gets its memory before there is a limit.
+            # What is imported at its first use gets its memory before there is a limit.
+            for number in range(WARM_UP):
                 _outcome(read, target.errors, Random(f"warm:{name}:{number}"))
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MOST_BYTES, resource.RLIM_INFINITY))
             for number in range(first, first + count):
                 print(name, number, file=told)
-                reads = defect if number == 3 and DEFECT != "pass" else read
+                reads = (lambda rng: _DEFECTS[DEFECT]()) if DEFECT and number == 3 else read
                 print(_outcome(reads, target.errors, Random(f"{seed}:{name}:{number}")), file=told)
-
-
-def defect(rng: Random) -> None:
-    """See DEFECT."""
-    exec(DEFECT)
 
 
 def _outcome(read, errors: tuple[type[Exception], ...], rng: Random) -> str:
