@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= base_small
 STEPS  ?= 300
+SEED   ?= 0
 RUN    ?= runs/demo-$(PRESET)
 # Tests share two cores; one BLAS thread a process keeps them out of each other's way.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -19,7 +20,7 @@ endif
 
 BENCHES = shards mixing step startup exact context pedal_speed
 
-.PHONY: help env train test test-fast check lint types docs bench clean
+.PHONY: help env train test test-fast check lint types docs bench fuzz clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +75,9 @@ bench: env  ## the measurements, one after another (half an hour; on an idle mac
 		$(BIN)/python -m bench.bench_$$name || failed="$$failed $$name"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "== short of the figure wanted:$$failed"; exit 1; fi
+
+fuzz: env  ## 20,000 spoiled files, each read under limits: typed errors only (a quarter of an hour; SEED=0)
+	@$(TEST_ENV) $(BIN)/python -m tests.fuzz --seed $(SEED)
 
 clean:  ## remove caches and build leftovers; keeps .venv, data and runs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

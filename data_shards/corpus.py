@@ -141,6 +141,7 @@ def read_dataset(folder: Path, kind: str | None = None) -> DatasetInfo:
         raise CorpusError(f"The {name} {folder} {what}. Build it: {build_command(wanted, 'DIR', folder)}")
     path = folder / DATASET_NAME
     if path.is_file():
+        require_inside(folder, path)
         return parse_dataset(path.read_bytes(), str(path))
     if not any(folder.iterdir()):
         raise CorpusError(f"The {name} {folder} is empty. Build it: {build_command(wanted, 'DIR', folder)}")
@@ -168,14 +169,16 @@ def read_shard_sidecar(folder: Path, info: DatasetInfo, shard: ShardInfo) -> Sid
             f"{path} is missing, so the samples of {shard.tar} cannot be found. "
             "Copy it from where the corpus is whole, or run the build again"
         )
+    require_inside(folder, path)
     return check_sidecar(path.read_bytes(), str(path), info, shard)
 
 
 def check_sidecar(data: bytes, path: str, info: DatasetInfo, shard: ShardInfo) -> Sidecar:
     """The sidecar of `shard` in `data`. Raises CorpusError, naming `path`, when it is broken or of another shard."""
     sidecar = parse_sidecar(data, path)
-    expected = (shard.tar, shard.sha256, info.kind, info.rate_hz, info.codec)
-    if (sidecar.tar, sidecar.sha256, sidecar.kind, sidecar.rate_hz, sidecar.codec) != expected:
+    expected = (shard.tar, shard.sha256, shard.size, info.kind, info.rate_hz, info.codec)
+    found = (sidecar.tar, sidecar.sha256, sidecar.size, sidecar.kind, sidecar.rate_hz, sidecar.codec)
+    if found != expected:
         raise CorpusError(
             f"{path} is the sidecar of another file: {sidecar.tar}, {sidecar.kind}, {sidecar.rate_hz} Hz, "
             f"sha256 {sidecar.sha256[:12]}…; {DATASET_NAME} wants {shard.tar}, {info.kind}, "
@@ -191,6 +194,15 @@ def check_sidecar(data: bytes, path: str, info: DatasetInfo, shard: ShardInfo) -
     return sidecar
 
 
+def require_inside(folder: Path, path: Path) -> None:
+    """Raise CorpusError when `path`, a file in `folder`, is a link that leads out of it."""
+    if path.is_symlink() and folder.resolve() not in path.resolve().parents:
+        raise CorpusError(
+            f"{path} is a link to {path.resolve()}, outside of the corpus. Put the file itself there, or give the "
+            "folder that the links lead to"
+        )
+
+
 def check_size(folder: Path, shard: ShardInfo) -> None:
     """Raise CorpusError when the tar of `shard` is missing or has another size."""
     path = folder / shard.tar
@@ -198,6 +210,7 @@ def check_size(folder: Path, shard: ShardInfo) -> None:
         raise CorpusError(
             f"{path} is missing. Copy it from where the corpus is whole, or run the build again"
         )
+    require_inside(folder, path)
     _compare_size(str(path), path.stat().st_size, shard.size)
 
 

@@ -26,6 +26,7 @@ MEMBER_MTIME = 946_684_800
 MEMBER_MODE = 0o644
 FULL_SCALE = 32_768
 MAX_MEMBER_BYTES = 2**31 - 1
+MAX_SEGMENT_SECONDS = 600.0
 
 _WAV = struct.Struct("<4sI4s4sIHHIIHH4sI")
 _SHARD_NAME = re.compile(rf"({'|'.join(KINDS)})-(\d{{6,9}})\.tar")

@@ -15,11 +15,14 @@ import numpy as np
 
 from data_shards.format import FULL_SCALE
 from data_shards.scan import FoundFile
+from data_shards.sidecar import MAX_FLOAT_LEVEL
 
 BLOCK_FRAMES = 1 << 16
 MIN_SOURCE_HZ, MAX_SOURCE_HZ = 1_000, 768_000
 # More than this is libsndfile's way of saying that the header does not know (346 days at 44.1 kHz).
 MAX_FRAMES = 1 << 40
+# FLAC packs 65,535 frames of silence into 11 bytes, Vorbis 2,048 into one; what promises more is damaged.
+MAX_FRAMES_PER_BYTE = 8192
 # An MP3's length comes from its frame count; its encoder may pad by two MPEG frames.
 MP3_SLACK_FRAMES = 2 * 1152
 # Sizes that a program writing to a pipe puts where it cannot know the length.
@@ -61,6 +64,10 @@ def probe(file: FoundFile) -> AudioHeader:
         raise RejectedInput(f"cannot be decoded: {_reason(error)}") from error
     if header.frames > MAX_FRAMES:
         raise RejectedInput("its header does not say how long it is; encode it again")
+    if header.frames > MAX_FRAMES_PER_BYTE * file.size:
+        raise RejectedInput(
+            f"its header promises {header.frames} frames, which {file.size} bytes cannot hold"
+        )
     cut = _CUT.search(info)
     if cut and int(cut[2]) < int(cut[1]) < OPEN_ENDED_BYTES:
         raise RejectedInput(f"cut off: its header promises {cut[1]} bytes of audio, {cut[2]} are there")
@@ -72,7 +79,8 @@ def probe(file: FoundFile) -> AudioHeader:
 
 
 def read_blocks(path: str, header: AudioHeader) -> Iterator[np.ndarray]:
-    """Decoded blocks, float32 [frames, channels]. Raises RejectedInput on NaN, inf, a broken or cut file."""
+    """Decoded blocks, float32 [frames, channels]. Raises RejectedInput on NaN, inf, samples above
+    MAX_FLOAT_LEVEL, a broken or cut file."""
     import soundfile
 
     seen = 0
@@ -80,9 +88,10 @@ def read_blocks(path: str, header: AudioHeader) -> Iterator[np.ndarray]:
         with soundfile.SoundFile(os.fsencode(path)) as opened:
             slack = MP3_SLACK_FRAMES if opened.format == "MP3" or "MPEG" in opened.subtype else 0
             while len(block := opened.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                if not np.isfinite(block).all():
-                    where = seen + int(np.argmin(np.isfinite(block).all(axis=1)))
-                    raise RejectedInput(f"NaN or infinite sample at frame {where}")
+                is_sound = np.abs(block) <= MAX_FLOAT_LEVEL  # NaN is not.
+                if not is_sound.all():
+                    where = seen + int(np.argmin(is_sound.all(axis=1)))
+                    raise RejectedInput(f"NaN, infinite or absurdly large sample at frame {where}")
                 seen += len(block)
                 yield block
     except (soundfile.LibsndfileError, OSError) as error:

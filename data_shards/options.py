@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_shards.dataset import hash_texts
 from data_shards.errors import CorpusError
-from data_shards.format import CODECS, KINDS
+from data_shards.format import CODECS, KINDS, MAX_SEGMENT_SECONDS
 from data_shards.sidecar import MAX_RATE_HZ
 from data_shards.strict_json import VERSION
 
@@ -50,7 +50,7 @@ class BuildOptions:
             )
         ranges = {
             "rate_hz": (MIN_RATE_HZ, MAX_RATE_HZ),
-            "segment_seconds": (1.0, 600.0),
+            "segment_seconds": (1.0, MAX_SEGMENT_SECONDS),
             "shard_mb": (0.01, 100_000.0),
             "max_reject": (0.0, 1.0),
             "workers": (1, 4096),

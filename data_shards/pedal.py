@@ -293,6 +293,11 @@ def _import(
         wet = read_channel(os.fspath(pair.wet), wet_header, channel)
     except RejectedInput as error:
         raise CorpusError(f"{pair.name}: {error}. Export both files again") from error
+    if len(dry) != len(wet):
+        raise CorpusError(
+            f"{pair.name}: {len(dry)} frames of dry and {len(wet)} of wet could be decoded, against their headers. "
+            "Export both again as wav or flac"
+        )
     for name, wave in (("dry", dry), ("wet", wet)):
         _check_sound(wave, f"{pair.name}: the {name} file")
     measured = measure_alignment(dry, wet, rate_hz)

@@ -105,6 +105,11 @@ class RemoteFolder:
         """fsspec's file system of the protocol, and the path of the folder in it."""
         from fsspec.core import url_to_fs
 
+        if "::" in self.url:
+            # A chain may name another program's index of files, whose templates older versions of fsspec execute.
+            raise RemoteError(
+                self.url, "is a chain of URLs, which is not allowed. Give the one where the corpus lies"
+            )
         try:
             system, root = url_to_fs(self.url, **_options(self.url))
         except ImportError as error:

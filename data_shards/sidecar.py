@@ -17,6 +17,7 @@ from data_shards.format import (
     CODECS,
     KINDS,
     MAX_MEMBER_BYTES,
+    MAX_SEGMENT_SECONDS,
     WAV_HEADER_BYTES,
     frame_bytes,
     members_of,
@@ -29,6 +30,8 @@ SIDECAR_FORMAT = "wavewright-shard"
 MAX_RATE_HZ = 1_000_000
 # Of 32-bit float audio, whose level may pass full scale; far more is another unit or a broken file.
 MAX_FLOAT_LEVEL = 1e6
+# What a few bytes of FLAC unpack to has no other bound; the last segment of a recording may be a little longer.
+MAX_FLAC_SECONDS = MAX_SEGMENT_SECONDS + 1
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,8 @@ def _check_layout(sidecar: Sidecar, obj: JsonObject) -> None:
             if width is not None and columns.size[index] != WAV_HEADER_BYTES + width * frames:
                 raise obj.error(f"gives sample {index} {columns.size[index]} bytes for {frames} frames")
             position += padded(columns.size[index])
+        if width is None and frames > MAX_FLAC_SECONDS * sidecar.rate_hz:
+            raise obj.error(f"gives sample {index} {frames} frames; the builder makes them shorter")
     if sidecar.size < position + 2 * BLOCK_BYTES:
         raise obj.error(f"says the tar has {sidecar.size} bytes, but its members need {position}")
 

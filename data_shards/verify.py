@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_shards.corpus import read_dataset, read_shard_sidecar
+from data_shards.corpus import read_dataset, read_shard_sidecar, require_inside
 from data_shards.dataset import DatasetInfo, ShardInfo
 from data_shards.errors import CorpusError
 from data_shards.format import BLOCK_BYTES, is_shard_name, member_header, member_name, padded
@@ -42,7 +42,10 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Part:
-    """A run of bytes that the tar must hold next: `expected` as they are, or audio told by its checksum."""
+    """A run of bytes that the tar must hold next: `expected` as they are, or audio told by its checksum.
+
+    None is longer than the longest member, since all of it is read at once.
+    """
 
     member: str | None
     what: str
@@ -89,8 +92,9 @@ def _verify_shard(folder: Path, info: DatasetInfo, shard: ShardInfo, tick: Tick)
     if not path.is_file():
         yield Damage(shard.tar, None, None, "is missing")
         return
+    require_inside(folder, path)
     with path.open("rb") as stream:
-        checked = _Checked(stream, tick)
+        checked = _Checked(stream, path.stat().st_size, tick)
         found = [] if sidecar is None else list(checked.compare(shard.tar, _parts(sidecar)))
         checked.drain()
     yield from found
@@ -113,15 +117,17 @@ def _parts(sidecar: Sidecar) -> Iterator[_Part]:
             yield _Part(name, "audio", size, None, columns.crc32[index])
             yield _Part(name, "padding", padded(size) - size, bytes(padded(size) - size))
             position += BLOCK_BYTES + padded(size)
-    rest = sidecar.size - position
-    yield _Part(None, "end of the archive", rest, bytes(rest))
+    for start in range(position, sidecar.size, CHUNK_BYTES):
+        rest = min(CHUNK_BYTES, sidecar.size - start)
+        yield _Part(None, "end of the archive", rest, bytes(rest))
 
 
 class _Checked:
     """A stream that is hashed while it is compared, from its start to its end."""
 
-    def __init__(self, stream: BinaryIO, tick: Tick) -> None:
+    def __init__(self, stream: BinaryIO, size: int, tick: Tick) -> None:
         self._stream = stream
+        self._size = size
         self._tick = tick
         self.digest = hashlib.sha256()
         self.position = 0
@@ -148,7 +154,8 @@ class _Checked:
             pass
 
     def _read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        # Memory is set aside for what is asked for, be it there or not.
+        data = self._stream.read(min(size, max(self._size - self.position, 1)))
         self.digest.update(data)
         self.position += len(data)
         self._tick(self.position)

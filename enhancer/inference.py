@@ -6,21 +6,21 @@ the model's whole context on both sides and are cross-faded, so the output is th
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from enhancer.engine.manifest import DamagedCheckpoint, committed, read_verified
+from enhancer.engine.pointers import BEST, LATEST, read_pointer
+from enhancer.engine.weights import parse_weights
 from enhancer.signal.levels import db_to_gain
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
-from hparams.load import load
+from hparams.load import load_resolved
 from hparams.schema import HParams
 
 CHUNK_SECONDS = 30.0
@@ -56,7 +56,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path
         raise UserError(
             f"{run_dir} holds no hparams.yaml, so it is not a run folder; give the --run-dir of a training run"
         )
-    hp = load(hparams_file)
+    hp = load_resolved(hparams_file)
     task = TASKS[hp.task.name](hp)
     file_name = f"{task.main_module}{'.average' if hp.ema_decay else ''}.safetensors"
     notes: list[str] = []
@@ -64,13 +64,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path
         folder, weights, notes = _first_whole(run_dir, file_name)
     else:
         folder, weights = checkpoint, _read_weights(checkpoint, file_name)
-    module = task.build()[task.main_module]
-    try:
-        module.load_state_dict(safetensors.torch.load(weights.data))
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder / file_name} holds another model than {hparams_file} says: {error}"
-        ) from error
+    module = _built(task, parse_weights(weights.data, folder / file_name), folder / file_name, hparams_file)
     return TrainedRun(hp, task, module.to(device).eval(), folder, weights.step, tuple(notes))
 
 
@@ -80,10 +74,22 @@ class _Weights:
     step: int
 
 
+def _built(task: Any, weights: Mapping[str, Tensor], file: Path, hparams_file: Path) -> nn.Module:
+    """The module with `weights`. It is built without memory first, since hyper-parameters may ask for any size."""
+    try:
+        with torch.device("meta"):
+            task.build()[task.main_module].load_state_dict(weights, assign=True)
+        module = task.build()[task.main_module]
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{file} holds another model than {hparams_file} says: {error}") from error
+    return module
+
+
 def _first_whole(run_dir: Path, file_name: str) -> tuple[Path, _Weights, list[str]]:
     """The checkpoint to use with its weights, and what is to be said of those that were passed over."""
-    notes: list[str] = []
-    for folder in _in_order_of_preference(run_dir / "checkpoints"):
+    folders, notes = _in_order_of_preference(run_dir / "checkpoints")
+    for folder in folders:
         try:
             weights = _read_weights(folder, file_name)
         except UserError as error:
@@ -99,43 +105,26 @@ def _first_whole(run_dir: Path, file_name: str) -> tuple[Path, _Weights, list[st
     )
 
 
-def _in_order_of_preference(checkpoints: Path) -> list[Path]:
-    """The best checkpoint, the latest, then all from the newest to the oldest."""
-    pointers = [checkpoints / "BEST", checkpoints / "LATEST"]
-    named = [Path(pointer.read_text("utf-8").strip()).name for pointer in pointers if pointer.is_file()]
-    # Longer names come later: steps of more than seven digits have more.
-    newest = sorted((path.name for path in checkpoints.glob("step-*")), key=lambda name: (len(name), name))[
-        ::-1
-    ]
-    return [checkpoints / name for name in dict.fromkeys([*named, *newest]) if (checkpoints / name).is_dir()]
+def _in_order_of_preference(checkpoints: Path) -> tuple[list[Path], list[str]]:
+    """The best checkpoint, the latest, then all from the newest to the oldest; and what is wrong with the pointers."""
+    there = [folder.name for _, folder in committed(checkpoints)]
+    named, notes = [], []
+    for pointer in (BEST, LATEST):
+        try:
+            named.append(read_pointer(checkpoints, pointer))
+        except DamagedCheckpoint as error:
+            notes.append(str(error))
+    first = [name for name in named if name in there]
+    return [checkpoints / name for name in dict.fromkeys([*first, *there])], notes
 
 
 def _read_weights(folder: Path, file_name: str) -> _Weights:
     """The bytes of a file of a checkpoint. Raises UserError where they are not those that its manifest lists."""
-    path, manifest = folder / file_name, folder / "manifest.json"
     try:
-        content = json.loads(manifest.read_text("utf-8"))
-        step, entry = content["state"]["step"], content["files"][file_name]
-        size, digest = entry["bytes"], entry["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{manifest} is missing or damaged ({error}); copy the whole checkpoint folder again"
-        ) from error
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); copy the whole checkpoint folder again"
-        ) from error
-    if len(data) != size:
-        raise UserError(
-            f"{path} has {len(data)} bytes, its manifest says {size}; copy the checkpoint folder again"
-        )
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise UserError(
-            f"{path} is changed: its sha256 is not the manifest's; copy the checkpoint folder again"
-        )
-    return _Weights(data, step)
+        manifest, data = read_verified(folder, file_name)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{error}; copy the whole checkpoint folder again") from error
+    return _Weights(data, manifest.state.step)
 
 
 class StatefulModel:

@@ -72,6 +72,11 @@ def _read(
     )
 
 
+def load_resolved(path: Path) -> HParams:
+    """HParams of a run's `hparams.yaml`, which has every value and reads no other file. Raises UserError."""
+    return _validate(read_file(path, str(path)))
+
+
 def loads(text: str, name: str = "hparams") -> HParams:
     """HParams of YAML `text`, as `dump` writes it; `name` stands for it in messages. Raises UserError."""
     return _validate(parse(text, name))

@@ -6,8 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+# A run's values may come from somebody else: none of them may ask for more memory or time than there ever is.
+MOST = 1_000_000_000
+MOST_SAMPLES = 1 << 20
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+NonNegative = Annotated[int, Field(ge=0, le=MOST)]
+RateHz = Annotated[int, Field(gt=0, le=1_000_000)]
+WindowSamples = Annotated[int, Field(gt=0, le=MOST_SAMPLES)]
+HiddenSize = Annotated[int, Field(gt=0, le=16_384)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take

@@ -14,7 +14,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from hparams.deepspeed import deepspeed_config
-from hparams.numbers import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Probability, Seed
+from hparams.numbers import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Probability,
+    RateHz,
+    Seconds,
+    Seed,
+    WindowSamples,
+)
 from hparams.place import URL_PATTERN
 from hparams.stft import StftConfig, loss_resolutions
 from hparams.tasks import ContextHParams, DenoiseHParams, TaskHParams
@@ -45,13 +55,13 @@ class HParams:
         Field(description="share of foregrounds given another voice by Praat; needs the [praat] extra"),
     ] = 0.0
 
-    wav_rate: Annotated[Positive, Field(description="sample rate of corpora and model, Hz")] = 44_100
-    n_fft: Annotated[Positive, Field(description="FFT length of the mel front end")] = 2048
-    win_size: Annotated[Positive, Field(description="window of the mel front end, samples")] = 2048
+    wav_rate: Annotated[RateHz, Field(description="sample rate of corpora and model, Hz")] = 44_100
+    n_fft: Annotated[WindowSamples, Field(description="FFT length of the mel front end")] = 2048
+    win_size: Annotated[WindowSamples, Field(description="window of the mel front end, samples")] = 2048
     hop_size: Annotated[
-        Positive, Field(description="hop of the mel front end and of the denoiser, samples")
+        WindowSamples, Field(description="hop of the mel front end and of the denoiser, samples")
     ] = 420
-    num_mels: Annotated[Positive, Field(description="mel bands")] = 128
+    num_mels: Annotated[int, Field(gt=0, le=4096, description="mel bands")] = 128
     stft_magnitude_min: Annotated[
         PositiveFloat, Field(description="floor of magnitudes before the logarithm")
     ] = 1e-4
@@ -73,7 +83,7 @@ class HParams:
             "0 loads in the main process"
         ),
     ] = 64
-    training_seconds: Annotated[PositiveFloat, Field(description="length of a training crop")] = 1.0
+    training_seconds: Annotated[Seconds, Field(description="length of a training crop")] = 1.0
     batch_size_per_gpu: Annotated[Positive, Field(description="examples per rank and step")] = 16
     min_lr: Annotated[PositiveFloat, Field(description="learning rate at the first step of the warm-up")] = (
         1e-5

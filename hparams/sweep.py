@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from hparams.source import Located, parse_override, read_file
 SWEEPS_DIR = PRESETS_DIR / "sweeps"
 KEYS = ("preset", "grid", "seeds", "set", "metric")
 SEED = "seed"
+MOST_MEMBERS = 10_000
 _TABLES = ("grid", "set")
 _UNSAFE = re.compile(r"[^\w.=,+-]+")
 _NAME_LENGTH = 120
@@ -102,6 +104,11 @@ def read_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Sweep
     for values in (shared, *given):
         _refuse_swept(values, grid)
     metric = _metric(table)
+    count = math.prod(len(located.value) for located in grid.values()) * len(seeds)
+    if count > MOST_MEMBERS:
+        raise UserError(
+            f"{path}: the sweep has {count:.3g} members; at most {MOST_MEMBERS} can be. Sweep fewer keys"
+        )
     settings = tuple(
         Setting(tuple(zip(grid, values, strict=True)))
         for values in itertools.product(*(located.value for located in grid.values()))

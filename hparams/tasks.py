@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from hparams.numbers import (
+    MOST_SAMPLES,
     Decibels,
     EqGain,
+    HiddenSize,
     NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
     Probability,
+    Seconds,
     require_order,
 )
 
@@ -40,7 +43,10 @@ class DenoiseHParams:
         int, Field(ge=1, le=256, description="channels of the first U-Net level; 16 gives 10.6 M parameters")
     ] = 16
     window_size: Annotated[
-        int, Field(ge=64, description="samples of the model's own STFT window; its hop is hop_size")
+        int,
+        Field(
+            ge=64, le=MOST_SAMPLES, description="samples of the model's own STFT window; its hop is hop_size"
+        ),
     ] = 1680
     split_hz: Annotated[
         NonNegativeFloat,
@@ -67,9 +73,11 @@ class DenoiseHParams:
         Probability, Field(description="share of examples without foreground, whose target is silence")
     ] = 0.01
     lead_seconds: Annotated[
-        NonNegativeFloat,
+        float,
         Field(
-            description="mixed before each training crop and not trained on, so that rooms ring as in mid-recording"
+            ge=0,
+            le=3600,
+            description="mixed before each training crop and not trained on, so that rooms ring as in mid-recording",
         ),
     ] = 0.0
     speed_range: Annotated[
@@ -108,8 +116,10 @@ class DenoiseHParams:
         NonNegativeFloat,
         Field(description="weight of the negative SI-SDR (dB); 0 leaves it out"),
     ] = 0.0
-    valid_items: Annotated[Positive, Field(description="mixtures on the fixed validation list")] = 64
-    valid_seconds: Annotated[PositiveFloat, Field(description="length of each validation mixture")] = 4.0
+    valid_items: Annotated[
+        int, Field(gt=0, le=1_000_000, description="mixtures on the fixed validation list")
+    ] = 64
+    valid_seconds: Annotated[Seconds, Field(description="length of each validation mixture")] = 4.0
     valid_snr_range_db: Annotated[
         tuple[Decibels, Decibels], Field(description="SNR range of the validation list")
     ] = (-5.0, 10.0)
@@ -149,7 +159,7 @@ class PedalHParams:
         Literal["lstm", "gru", "wavenet"],
         Field(description="recurrent, or a dilated causal convolution network"),
     ] = "lstm"
-    hidden_size: Annotated[Positive, Field(description="units of each recurrent layer")] = 96
+    hidden_size: Annotated[HiddenSize, Field(description="units of each recurrent layer")] = 96
     num_layers: Annotated[int, Field(ge=1, le=8, description="recurrent layers")] = 1
     has_skip: Annotated[
         bool, Field(description="add the dry signal to the output; .nam files cannot say that")
@@ -222,10 +232,10 @@ class ContextHParams:
         Field(description="dry samples that each wet sample is made of; either this or context_ms is set"),
     ] = None
     context_ms: Annotated[
-        PositiveFloat | None,
+        Annotated[float, Field(gt=0, le=3_600_000)] | None,
         Field(description="the same in milliseconds, which follow the rate of the corpus"),
     ] = None
-    hidden_size: Annotated[Positive, Field(description="units of the LSTM")] = 64
+    hidden_size: Annotated[HiddenSize, Field(description="units of the LSTM")] = 64
     knobs: Annotated[
         tuple[str, ...],
         Field(description="knobs of the corpus that the model hears, in the order of its inputs"),

@@ -31,10 +31,17 @@ from enhancer.inference import (
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
 from hparams.tasks import DeviceHParams
-from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
+from launch.common import (
+    checkpoint_folder,
+    choose_device,
+    knob_values,
+    reports_user_errors,
+    require_plausible,
+)
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
+MAX_BLOCK_VALUES = 1 << 23
 EXIT_USER = 2
 
 
@@ -187,6 +194,7 @@ def apply_to_file(
         info = sf.info(str(source))
     except sf.LibsndfileError as error:
         raise UserError(f"{source} cannot be read as audio: {error}") from error
+    require_plausible(source, info)
     container = _container(target)
     subtype = info.subtype if sf.check_format(container, info.subtype) else sf.default_subtype(container)
     part = target.with_name(target.name + ".part")
@@ -251,7 +259,8 @@ def _blocks(source: Path, rate_hz: int) -> Iterator[Tensor]:
     """Blocks [C, T] of a file, float32. Raises UserError where it is damaged."""
     try:
         with sf.SoundFile(str(source)) as reader:
-            for block in reader.blocks(round(BLOCK_SECONDS * rate_hz), dtype="float32", always_2d=True):
+            frames = min(round(BLOCK_SECONDS * rate_hz), MAX_BLOCK_VALUES // reader.channels)
+            for block in reader.blocks(frames, dtype="float32", always_2d=True):
                 if not np.isfinite(block).all():
                     raise UserError(f"{source} holds NaN or infinite samples; repair the file first")
                 yield torch.from_numpy(np.ascontiguousarray(block.T))

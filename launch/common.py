@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Command = Callable[..., int]
 INTERRUPTED = 130
+# As when a corpus is built (`data_shards.ingest`), which commands that only use a model do not import.
+SOURCE_RATES_HZ = (1_000, 768_000)
+MOST_FRAMES_PER_BYTE = 8192
 
 
 def reports_user_errors(command: Command) -> Command:
@@ -102,3 +105,14 @@ def checkpoint_folder(run_dir: Path, name: str | None) -> Path | None:
         there = sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))
         raise UserError(f"{run_dir} has no checkpoint {name}; it has {', '.join(there) or 'none'}")
     return folder
+
+
+def require_plausible(path: Path, info: Any) -> None:
+    """Raises UserError where soundfile's `info` of `path` is of no recording: memory is set aside by what it says."""
+    low, high = SOURCE_RATES_HZ
+    if not low <= info.samplerate <= high:
+        raise UserError(f"{path} cannot be used: implausible sample rate of {info.samplerate} Hz")
+    if info.frames > MOST_FRAMES_PER_BYTE * path.stat().st_size:
+        raise UserError(
+            f"{path} cannot be used: its header promises {info.frames} frames, more than the file can hold"
+        )

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import soundfile as sf
 import torch
 
 from enhancer.engine.atomic import write_bytes
+from enhancer.engine.manifest import read_manifest
 from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Device, require_device
 from enhancer.export.fixed_knobs import at_knobs
 from enhancer.export.level import loudness_and_gain, loudness_recording
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
 from hparams.tasks import DeviceHParams
-from launch.common import checkpoint_folder, knob_values, reports_user_errors
+from launch.common import checkpoint_folder, knob_values, reports_user_errors, require_plausible
 
 FORMATS = ("nam", "rtneural", "proteus", "onnx")
 GEAR = ("name", "modeled_by", "gear_make", "gear_model", "gear_type", "tone_type")
@@ -79,6 +78,7 @@ def _with_level(device: Device, description: Description, given: Path | None) ->
     if path is None or device.num_knobs:
         return description
     try:
+        require_plausible(path, sf.info(path))
         samples, _ = sf.read(path, dtype="float32", always_2d=True)
     except (sf.LibsndfileError, OSError) as error:
         raise UserError(f"--loudness-input {path} cannot be read: {error}") from error
@@ -95,9 +95,9 @@ def _with_level(device: Device, description: Description, given: Path | None) ->
 
 def _validation_esr(run: TrainedRun) -> float | None:
     """ESR of the checkpoint where it is the best so far, which is when it was judged; else None."""
-    state: dict[str, Any] = json.loads((run.checkpoint / "manifest.json").read_text("utf-8"))["state"]
-    is_judged = run.task.best_metric == "esr" and state.get("best_step") == run.step
-    return state["best"] if is_judged else None
+    state = read_manifest(run.checkpoint).state
+    is_judged = run.task.best_metric == "esr" and state.best_step == run.step
+    return state.best if is_judged else None
 
 
 def _parser() -> argparse.ArgumentParser:

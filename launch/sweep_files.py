@@ -14,6 +14,9 @@ import torch
 
 from enhancer.engine.atomic import write_text
 from enhancer.inference import TrainedRun, load_run
+from hparams.errors import UserError
+from hparams.source import read_json
+from hparams.sweep import is_number
 from launch.common import knob_values
 from launch.grades import FilePair, device_player, find_file_pairs, grade_pair
 from launch.sweep_members import Planned
@@ -76,10 +79,11 @@ def judge(run: TrainedRun, pair: FilePair, knobs: torch.Tensor, estimate_file: P
 def _read(path: Path) -> dict[str, Any]:
     """What was judged before; nothing where there is no such file or it is not whole."""
     try:
-        record = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+        record = read_json(path, str(path)) if path.exists() else {}
+    except UserError:
         return {}
-    return record if isinstance(record, dict) else {}
+    is_whole = isinstance(record.get("esr"), dict) and all(map(is_number, record["esr"].values()))
+    return record if is_whole else {}
 
 
 def _digest(path: Path) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from enhancer.engine.run import HPARAMS, MAY_CHANGE, STATUS
+from enhancer.engine.run import HPARAMS, MAY_CHANGE
+from enhancer.engine.status import read_status
 from hparams.errors import UserError
-from hparams.load import Override, difference, load
+from hparams.load import Override, difference, load_resolved
 from hparams.schema import HParams
 from hparams.sweep import Member, Sweep
 
@@ -82,23 +81,9 @@ def progress_of(planned: Planned) -> Progress:
     if status is None:
         return Progress(WAITING, 0, "")
     state = status["state"]
-    if state == FINISHED and load(planned.folder / HPARAMS).max_steps != planned.hp.max_steps:
+    if state == FINISHED and load_resolved(planned.folder / HPARAMS).max_steps != planned.hp.max_steps:
         return Progress(PREEMPTED, status["step"], f"now to go on to step {planned.hp.max_steps}")
     return Progress(state, status["step"], status["reason"])
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's `status.json`, None where there is none. Raises UserError where it is damaged."""
-    path = folder / STATUS
-    if not path.exists():
-        return None
-    try:
-        status = json.loads(path.read_text("utf-8"))
-        if not {"state", "step", "reason"} <= status.keys():
-            raise ValueError("it lacks state, step or reason")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove {folder} to train it anew") from error
-    return status
 
 
 def _planned(preset: str, member: Member, output: Path, load_member: Load) -> Planned:
@@ -113,7 +98,9 @@ def _require_same(planned: Planned) -> None:
     path = planned.folder / HPARAMS
     if not path.is_file():
         return
-    changes = [change for change in difference(load(path), planned.hp) if change[0] not in MAY_CHANGE]
+    changes = [
+        change for change in difference(load_resolved(path), planned.hp) if change[0] not in MAY_CHANGE
+    ]
     if changes:
         lines = "; ".join(f"{key}: the run has {was}, the sweep gives {now}" for key, was, now in changes)
         raise UserError(f"its folder holds a run of other hyper-parameters ({lines}); give another --output")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from launch.sweep_members import LOG, Planned
 
 JOBS = "slurm.json"
 LOGS = "slurm"
+# Becomes part of file names and of command lines.
+_JOB = re.compile(r"[0-9]+(_[0-9]+)?")
 POLL_SECONDS = 2.0
 TELL_SECONDS = 300.0
 
@@ -144,8 +147,10 @@ def _still_there(submitit: Any, output: Path, cluster: str) -> dict[str, Any]:
         return {}
     try:
         ids = json.loads(path.read_text("utf-8"))["jobs"]
+        if not all(_JOB.fullmatch(job_id) for job_id in ids.values()):
+            raise ValueError("a job has no number")
         jobs = {name: submitit.SlurmJob((output / LOGS).resolve(), job_id) for name, job_id in ids.items()}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); remove it once no job of this sweep is in the queue"
         ) from error

@@ -37,7 +37,14 @@ ALLOWED = {
         "enhancer.tasks",
         "hparams",
     },
-    "enhancer.inference": {"enhancer.tasks", "enhancer.models", "enhancer.signal", "hparams"},
+    # Of the engine the files of a checkpoint alone.
+    "enhancer.inference": {
+        "enhancer.engine",
+        "enhancer.tasks",
+        "enhancer.models",
+        "enhancer.signal",
+        "hparams",
+    },
     "enhancer.realtime": set(),
     "enhancer.export": {"enhancer.models", "hparams"},
     "data_shards": {"hparams"},
@@ -103,6 +110,33 @@ def test_torchaudio_is_imported_by_its_shim_only(path):
         if module.split(".")[0] == "torchaudio"
     ]
     assert not direct, f"{path.relative_to(REPOSITORY)}:{direct}: import it from enhancer.signal.torchaudio"
+
+
+UNPICKLERS = {
+    *(
+        "torch.load",
+        "pickle.load",
+        "pickle.loads",
+        "pickle.Unpickler",
+        "np.load",
+        "numpy.load",
+        "joblib.load",
+    ),
+    *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "torch.jit.load", "torch.package.PackageImporter"),
+}
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_of)
+def test_nothing_is_unpickled_but_the_job_of_a_loader_worker(path):
+    """The job comes from the parent process, through a file without a name."""
+    names = [
+        f"{ast.unparse(node)}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in UNPICKLERS)
+        or (isinstance(node, ast.Attribute) and node.attr == "load_checkpoint")
+    ]
+    allowed = 1 if module_of(path) == "data_shards.loader_worker" else 0
+    assert len(names) == allowed, names
 
 
 def modules_under(package: str) -> list[str]:

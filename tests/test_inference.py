@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from enhancer.engine.manifest import write_manifest
+from enhancer.engine.resume import read_weights
 from enhancer.engine.state import State
 from enhancer.engine.weights import write_weights
 from enhancer.inference import PIECE_SAMPLES, ChunkedModel, StatefulModel, gain_into_range, load_run
@@ -155,7 +158,7 @@ def test_changed_weights_asked_for_by_name_or_alone_are_an_error(tmp_path: Path)
     with pytest.raises(UserError, match=r"no whole checkpoint: .*denoiser\.safetensors is changed"):
         load_run(run)
     weights.write_bytes(b"")
-    with pytest.raises(UserError, match="has 0 bytes, its manifest says"):
+    with pytest.raises(UserError, match="has 0 bytes, the manifest says"):
         load_run(run)
 
 
@@ -164,3 +167,73 @@ def test_weights_of_another_model_are_the_users_error(tmp_path: Path) -> None:
     (run / "hparams.yaml").write_text(dump(HParams(task=DenoiseHParams(width=2))))
     with pytest.raises(UserError, match=r"holds another model than .*hparams\.yaml says"):
         load_run(run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "..",
+        "../..",
+        "/etc",
+        "step-0000001/..",
+        "step-0000001/../../evil",
+        "a\0b",
+        "step-1\n\n",
+        "",
+        "x" * 9000,
+    ],
+)
+def test_a_pointer_cannot_lead_out_of_the_checkpoints(tmp_path: Path, text: str) -> None:
+    run = run_with(tmp_path / "run", 1)
+    for elsewhere in (
+        run,
+        tmp_path / "evil",
+    ):  # Where some of them would lead, a whole checkpoint lies in wait.
+        shutil.copytree(
+            run_with(tmp_path / f"of-{elsewhere.name}", 9) / "checkpoints" / "step-0000009",
+            elsewhere,
+            dirs_exist_ok=True,
+        )
+    (run / "checkpoints" / "BEST").write_text(text)
+    found = load_run(run)
+    assert (
+        found.step == 1 and "not the name of a checkpoint" in found.notes[0]
+    ) or "at most 64" in found.notes[0]
+    with pytest.raises(UserError, match=r"BEST holds|at most 64"):
+        read_weights(run, "denoiser")
+
+
+@pytest.mark.parametrize(
+    "linked",
+    ["checkpoints/BEST", "checkpoints/step-0000001", "checkpoints/step-0000001/denoiser.safetensors"],
+)
+def test_links_in_a_run_are_not_followed(tmp_path: Path, linked: str) -> None:
+    run = run_with(tmp_path / "run", 1)
+    point(run, "BEST", 1)
+    (run / linked).rename(tmp_path / "moved")
+    (run / linked).symlink_to(tmp_path / "moved")
+    try:
+        assert "is a link" in load_run(run).notes[0]
+    except UserError as error:
+        assert "is a link" in str(error)
+    with pytest.raises(UserError, match="is a link"):
+        read_weights(run, "denoiser")
+
+
+def test_the_values_of_a_run_cannot_read_other_files(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1)
+    (tmp_path / "secret.yaml").write_text("secret: 1\n")
+    text = (run / "hparams.yaml").read_text()
+    (run / "hparams.yaml").write_text(f"extends: {tmp_path / 'secret.yaml'}\n{text}")
+    with pytest.raises(UserError, match="extends stands in preset files only") as caught:
+        load_run(run)
+    assert "secret: 1" not in str(caught.value)
+
+
+def test_a_model_larger_than_its_weights_is_refused_without_its_memory(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1)
+    (run / "hparams.yaml").write_text(dump(HParams(task=DenoiseHParams(width=256))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="holds another model"):
+        load_run(run)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB; its weights are 10 GB

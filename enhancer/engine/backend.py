@@ -16,8 +16,8 @@ ParamGroups = Mapping[str, Sequence[Mapping[str, Any]]]
 WEIGHTS = "{name}.safetensors"
 """File of a checkpoint with the whole weights of module `name`, as `module.state_dict()` names them; where
 training rounds them to bf16, the float32 ones that it rounds."""
-STATE = "{name}.rank{rank}.pt"
-"""File of a checkpoint with the optimiser of module `name` as rank `rank` holds it: tensors and plain values."""
+STATE = "{name}.rank{rank}.state"
+"""File of a checkpoint with the optimiser of module `name` as rank `rank` holds it: see `weights.write_state`."""
 
 
 class Backend(Protocol):

@@ -40,10 +40,12 @@ from enhancer.engine.retention import Retention
 from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.state import State
 from enhancer.engine.versions import versions
-from enhancer.engine.weights import write_file
+from enhancer.engine.weights import read_weights_file, write_file
 from hparams.errors import UserError
 
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
+# What torch, DeepSpeed and the random generators raise for tensors of other names, types and shapes.
+_OF_OTHER_MODULES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,24 @@ class Checkpoints:
         """Put `checkpoint` into `backend`, the `average` and the random generators; the state to go on from.
 
         Called by all ranks. At another world size every rank goes on with the generators of rank 0. No code
-        of the files is executed.
+        of the files is executed. Raises UserError where they are whole, but not those of this run's modules.
         """
-        backend.load(checkpoint.folder)
-        if average is not None:
-            average.load(checkpoint.folder, checkpoint.state.step)
         same_size = checkpoint.record.get("world_size") == distributed.world_size()
         name = _RNG_FILE.format(rank=distributed.rank() if same_size else 0)
-        states = safetensors.torch.load_file(checkpoint.folder / name)
-        rng.restore(states)
-        host_rng.restore(states)
+        try:
+            backend.load(checkpoint.folder)
+            if average is not None:
+                average.load(checkpoint.folder, checkpoint.state.step)
+            states = read_weights_file(checkpoint.folder / name)
+            rng.restore(states)
+            host_rng.restore(states)
+        except UserError:
+            raise
+        except _OF_OTHER_MODULES as error:
+            raise UserError(
+                f"{checkpoint.folder} does not hold what this run's modules need: {type(error).__name__}: {error}. "
+                "Give another --run-dir, or restore the folder from a backup"
+            ) from error
         if self._copies is not None:
             # A kill may have come between the checkpoint and its copy, and newer ones may be damaged.
             write_pointer(self.folder, LATEST, checkpoint.folder.name)

@@ -109,7 +109,7 @@ class Copies:
                     self._is_sending, self._in_use = False, set()
                     return
                 self._is_behind = False
-                latest, best = (read_pointer(self._folder, name) for name in (LATEST, BEST))
+                latest, best = (self._pointed(name) for name in (LATEST, BEST))
                 self._in_use = {latest, best} - {""}
             for name in dict.fromkeys((latest, best)):
                 if name:
@@ -118,6 +118,12 @@ class Copies:
                 if name:
                     self._remote.send(self._folder / pointer, f"{CHECKPOINTS}/{pointer}")
             self._remove_old({latest, best})
+
+    def _pointed(self, pointer: str) -> str:
+        try:
+            return read_pointer(self._folder, pointer)
+        except DamagedCheckpoint as error:
+            raise CopyError(f"what {pointer} names cannot be copied to {self._remote.url}: {error}") from error
 
     def _send(self, name: str) -> None:
         """Send the checkpoint `name`, its manifest last, unless it is there."""

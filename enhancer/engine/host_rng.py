@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _NO_GAUSS = float("nan")
+NUM_WORDS = 624  # of a Mersenne twister
 
 
 def capture() -> dict[str, Tensor]:
@@ -36,5 +37,10 @@ def restore(states: Mapping[str, Tensor]) -> None:
     gauss = float(states["python_gauss"][0])
     random.setstate((version, tuple(words), None if gauss != gauss else gauss))
     *keys, position, has_gauss = states["numpy"].tolist()
+    if len(keys) != NUM_WORDS or not 0 <= position <= NUM_WORDS:
+        # Numpy would take it, and read beyond its array.
+        raise ValueError(
+            f"a generator of {len(keys)} words at {position}; needed {NUM_WORDS}, and a place in them"
+        )
     cached = float(states["numpy_gauss"][0])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))

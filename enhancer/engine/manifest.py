@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +22,11 @@ from enhancer.engine.state import State
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 26
 _FOLDER = re.compile(r"step-([0-9]{7,12})")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST = 1 << 62
 _HASH_THREADS = 4
 _CHUNK_BYTES = 1 << 20
 
@@ -104,8 +109,10 @@ def read_manifest(folder: Path) -> Manifest:
     Raises DamagedCheckpoint.
     """
     path = folder / MANIFEST
+    if folder.is_symlink() and step_of(folder) is not None:
+        raise DamagedCheckpoint(f"{folder} is a link; put the folder that it leads to in its place")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_inside(folder, MANIFEST, MAX_MANIFEST_BYTES).decode("utf-8")
         content = json.loads(text)
         is_same = text == encode(content, indent=1) + "\n"
         if not is_same or content.pop("checksum") != _checksum(content):
@@ -113,18 +120,15 @@ def read_manifest(folder: Path) -> Manifest:
         if content["format"] != FORMAT:
             raise DamagedCheckpoint(f"{path} has format {content['format']}; this version reads {FORMAT}")
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
-        state = State(**content["state"])
-        if step_of(folder) not in (None, state.step):
-            raise DamagedCheckpoint(f"{path} is of step {state.step}, not of {folder.name}")
-        for name in files:
-            _require_inside(folder, name)
-        return Manifest(state, content["record"], files)
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
+        manifest = Manifest(State(**content["state"]), content["record"], files)
+        _check(manifest, path)
     except DamagedCheckpoint:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path} is not a manifest ({error})") from error
+    if step_of(folder) not in (None, manifest.state.step):
+        raise DamagedCheckpoint(f"{path} is of step {manifest.state.step}, not of {folder.name}")
+    return manifest
 
 
 def verify(folder: Path) -> Manifest:
@@ -134,25 +138,76 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     names = sorted(manifest.files)
+    for name in names:  # All sizes first: what they find costs nothing.
+        _check_size(folder, name, manifest)
     try:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            entries = list(pool.map(lambda name: _measure(folder / name), names))
+            digests = list(pool.map(lambda name: _measure(folder / name)[1], names))
     except OSError as error:
         raise DamagedCheckpoint(f"{error.filename} cannot be read ({error.strerror})") from error
-    for name, entry in zip(names, entries, strict=True):
-        size, digest = manifest.files[name]
-        if entry[0] != size:
-            raise DamagedCheckpoint(f"{folder / name} has {entry[0]} bytes, the manifest says {size}")
-        if entry[1] != digest:
-            raise DamagedCheckpoint(f"{folder / name} is changed: its sha256 is not that of the manifest")
+    for name, digest in zip(names, digests, strict=True):
+        _check_digest(folder, name, manifest, digest)
     return manifest
 
 
-def _require_inside(folder: Path, name: str) -> None:
-    path = folder / name
-    steps = [path, *path.parents][: len(Path(name).parts)]
-    if Path(name).is_absolute() or ".." in Path(name).parts or any(step.is_symlink() for step in steps):
-        raise DamagedCheckpoint(f"{folder / MANIFEST} names {name!r}, which is not a file of the folder")
+def read_verified(folder: Path, name: str) -> tuple[Manifest, bytes]:
+    """The manifest of `folder`, and file `name` as it is listed there. Raises DamagedCheckpoint for any other."""
+    manifest = read_manifest(folder)
+    if name not in manifest.files:
+        raise DamagedCheckpoint(f"{folder / MANIFEST} lists no {name}")
+    _check_size(folder, name, manifest)
+    data = read_inside(folder, name, manifest.files[name][0])
+    _check_digest(folder, name, manifest, hashlib.sha256(data).hexdigest())
+    return manifest, data
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """Raise for values that no checkpoint has, and for names that lead out of the folder."""
+    counts = asdict(manifest.state)
+    best = counts.pop("best")
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts.values()):
+        raise DamagedCheckpoint(f"{path} has a state that no run is in: {counts}")
+    if not (best is None or type(best) in (int, float)) or not isinstance(manifest.record, dict):
+        raise DamagedCheckpoint(f"{path} has no number as its best value, or no object as its record")
+    for name, (size, digest) in manifest.files.items():
+        if not _NAME.fullmatch(name):
+            raise DamagedCheckpoint(f"{path} names {name!r:.80}, which is not a file of the folder")
+        if type(size) is not int or not 0 <= size < _MOST or not _SHA256.fullmatch(digest):
+            raise DamagedCheckpoint(f"{path} has no size and sha256 of {name}")
+
+
+def _check_size(folder: Path, name: str, manifest: Manifest) -> None:
+    size, needed = _size_inside(folder, name), manifest.files[name][0]
+    if size != needed:
+        raise DamagedCheckpoint(f"{folder / name} has {size} bytes, the manifest says {needed}")
+
+
+def _check_digest(folder: Path, name: str, manifest: Manifest, digest: str) -> None:
+    if digest != manifest.files[name][1]:
+        raise DamagedCheckpoint(f"{folder / name} is changed: its sha256 is not that of the manifest")
+
+
+def _size_inside(folder: Path, name: str) -> int:
+    """Bytes of a regular file that no link leads to: pipes and devices would never end."""
+    path, parts = folder / name, name.split("/")
+    try:
+        status = [folder.joinpath(*parts[: 1 + depth]).lstat() for depth in range(len(parts))]
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
+    if any(stat.S_ISLNK(each.st_mode) for each in status) or not stat.S_ISREG(status[-1].st_mode):
+        raise DamagedCheckpoint(f"{path} is a link or no regular file; copy the whole folder again")
+    return status[-1].st_size
+
+
+def read_inside(folder: Path, name: str, most_bytes: int) -> bytes:
+    """The bytes of file `name` of `folder`. Raises DamagedCheckpoint where it is a link, no file, or too long."""
+    size = _size_inside(folder, name)
+    if size > most_bytes:
+        raise DamagedCheckpoint(f"{folder / name} has {size} bytes; at most {most_bytes} were expected")
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"{folder / name} cannot be read ({error.strerror})") from error
 
 
 def _measure(path: Path) -> Entry:

@@ -107,7 +107,10 @@ class Publisher:
         )
 
     def _remove_old(self, final: Path) -> None:
-        in_use = {read_pointer(self.folder, BEST)} | (self.copies.in_use() if self.copies else set())
+        try:
+            in_use = {read_pointer(self.folder, BEST)} | (self.copies.in_use() if self.copies else set())
+        except DamagedCheckpoint:
+            return  # Nobody knows which one is the best, so none is removed until there is a new one.
         folders = committed(self.folder)
         # Newer ones are damaged and were passed over at the start; they must not count as kept.
         steps = [step for step, _ in folders if step <= (step_of(final) or 0)]

@@ -40,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # The last piece has no line end: a writer was killed within the line.
             if number == len(lines):
                 break

@@ -16,13 +16,20 @@ from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
 
+MAX_GLOBAL_BATCH = 1 << 20
+
 
 def batch_per_rank(record: Mapping[str, Any], world_size: int) -> int:
     """Examples per rank that keep the recorded global batch on `world_size` ranks.
 
     Raises UserError, naming the numbers of ranks that would do, when it does not divide.
     """
-    global_batch = int(record["global_batch"])
+    global_batch = record.get("global_batch")
+    if type(global_batch) is not int or not 0 < global_batch <= MAX_GLOBAL_BATCH:
+        raise UserError(
+            f"the checkpoint states a global batch of {global_batch!r:.40}; needed a whole number up to "
+            f"{MAX_GLOBAL_BATCH}. Copy it again from where it is whole"
+        )
     if global_batch % world_size:
         fitting = [count for count in range(1, global_batch + 1) if global_batch % count == 0]
         raise UserError(
@@ -44,26 +51,26 @@ def check_resume(
     `fingerprint` that of the data stream. Raises UserError.
     """
     name, record = checkpoint.folder.name, checkpoint.record
-    if record["backend"] != describe["backend"]:
+    if record.get("backend") != describe["backend"]:
         raise UserError(
-            f"{name} was saved by the {record['backend']} backend, this is {describe['backend']}; "
-            f"{_start_text(record['backend'])}, or take its weights into another run by --init-from"
+            f"{name} was saved by the {record.get('backend')} backend, this is {describe['backend']}; "
+            f"{_start_text(record.get('backend'))}, or take its weights into another run by --init-from"
         )
     for key in ("zero_stage", "precision"):
-        if record[key] != describe[key]:
+        if record.get(key) != describe[key]:
             raise UserError(
-                f"{name} was saved with {key} {record[key]}, this run has {describe[key]}; "
-                f"set {key} to {record[key]}, or take the weights into another run by --init-from"
+                f"{name} was saved with {key} {record.get(key)}, this run has {describe[key]}; "
+                f"set {key} to {record.get(key)}, or take the weights into another run by --init-from"
             )
-    if record["zero_stage"] and record["world_size"] != describe["world_size"]:
+    if record.get("zero_stage") and record.get("world_size") != describe["world_size"]:
         raise UserError(
-            f"{name} was saved with ZeRO stage {record['zero_stage']} on {record['world_size']} ranks, which "
+            f"{name} was saved with ZeRO stage {record.get('zero_stage')} on {record.get('world_size')} ranks, which "
             f"split the optimiser between them; this run has {describe['world_size']}. "
-            f"Start {record['world_size']} ranks, or take the weights into another run by --init-from"
+            f"Start {record.get('world_size')} ranks, or take the weights into another run by --init-from"
         )
-    if record["fingerprint"] != fingerprint and not allow_data_change:
+    if record.get("fingerprint") != fingerprint and not allow_data_change:
         raise UserError(
-            f"{name} was trained on corpora with the fingerprint {record['fingerprint']}, the ones given now "
+            f"{name} was trained on corpora with the fingerprint {record.get('fingerprint')}, the ones given now "
             f"have {fingerprint}; give the same corpora, or say --allow-data-change to go on with new ones"
         )
 
@@ -100,12 +107,11 @@ def _weights_file(path: Path, file_name: str) -> Path:
 
 def _checkpoint_folder(path: Path) -> Path:
     """The best checkpoint, else the latest, of the run folder `path`; `path` itself where it is none."""
-    checkpoints = path / "checkpoints"
-    for pointer in (BEST, LATEST):
-        name = read_pointer(checkpoints, pointer)
-        if name:
-            return checkpoints / name
-    return path
+    try:
+        found = (read_pointer(path / "checkpoints", pointer) for pointer in (BEST, LATEST))
+        return next((path / "checkpoints" / name for name in found if name), path)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{error}, or give a checkpoint folder") from error
 
 
 def _listed(counts: list[int]) -> str:
@@ -113,7 +119,7 @@ def _listed(counts: list[int]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _start_text(backend: str) -> str:
+def _start_text(backend: Any) -> str:
     if backend == "deepspeed":
         return "start it with `deepspeed launch/train.py`"
     return "start it with `python launch/train.py`, torchrun or `accelerate launch`"

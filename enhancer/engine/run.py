@@ -14,7 +14,7 @@ from typing import Any
 from enhancer.engine import atomic, distributed, records
 from enhancer.engine.manifest import DamagedCheckpoint, committed, read_manifest
 from hparams.errors import UserError
-from hparams.load import difference, dump, load
+from hparams.load import difference, dump, load_resolved
 from hparams.schema import HParams
 
 HPARAMS = "hparams.yaml"
@@ -176,7 +176,7 @@ def _take_lock(folder: Path) -> int:
 
 def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) -> list[Change]:
     """What `hp` changes in the run, all of it allowed. Raises UserError that shows what is not."""
-    changes = difference(load(path), hp)
+    changes = difference(load_resolved(path), hp)
     newest = _newest_manifest(folder)
     refused = [change for change in changes if change[0] not in MAY_CHANGE]
     if newest is not None:

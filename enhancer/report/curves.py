@@ -59,7 +59,7 @@ def _metric_line(run: RunRecord, name: str) -> Line:
 def _chart(name: str, lines: list[Line]) -> Chart:
     values = np.concatenate([line.y for line in lines])
     values = values[np.isfinite(values)]
-    is_wide = len(values) > 0 and values.min() > 0 and values.max() / values.min() > _LOG_FROM_RATIO
+    is_wide = len(values) > 0 and values.min() > 0 and values.max() > _LOG_FROM_RATIO * values.min()
     return Chart(
         words.label(name), "step", "" if not is_wide else "logarithmic", lines, is_log_y=bool(is_wide),
         y_range=None if is_wide else _without_outliers(lines, values),

@@ -111,6 +111,10 @@ def from_samples(run: RunRecord, count: int) -> tuple[list[Heard], list[str]]:
         if not match:
             continue
         try:
+            if (
+                soundfile.info(path).frames > path.stat().st_size
+            ):  # of WAV, as training keeps them, a byte at least
+                raise OSError("its header promises more than the file holds")
             wave, rate_hz = soundfile.read(path, dtype="float32")
         except (OSError, soundfile.LibsndfileError) as error:
             notes.append(f"{folder.name}/{path.name} cannot be read: {error}")

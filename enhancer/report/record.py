@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +14,19 @@ import numpy as np
 from enhancer.charts import Array
 from enhancer.engine import records
 from enhancer.engine.monitor import SAMPLES
-from enhancer.engine.run import HPARAMS, METRICS, STATUS
+from enhancer.engine.run import HPARAMS, METRICS
+from enhancer.engine.status import read_status
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
-from hparams.load import load
+from hparams.load import load_resolved
 from hparams.schema import HParams
 
 _NOT_CURVES = ("kind", "step", "unix_seconds", "draws", "skipped")
 _NOT_CURVES_ENDINGS = ("_seconds", "_per_second", "_weighted")
 _BEGINNINGS = ("start", "resumed")
+MOST_VALUE = 1e100
+MOST_STEPS = 1 << 53
+"""More is no number of steps or items: a float would round it."""
 
 Record = Mapping[str, Any]
 
@@ -132,7 +135,12 @@ def read_run(folder: Path, name: str, tone: str) -> RunRecord:
             f"{folder} holds no {HPARAMS}, so it is not a run folder; give the --run-dir of a training run"
         )
     run = RunRecord(
-        folder, name, tone, load(folder / HPARAMS), _status(folder), tuple(records.read(folder / METRICS))
+        folder,
+        name,
+        tone,
+        load_resolved(folder / HPARAMS),
+        read_status(folder) or {},
+        tuple(_records(folder / METRICS)),
     )
     if not run.evaluations:
         raise UserError(
@@ -140,6 +148,36 @@ def read_run(folder: Path, name: str, tone: str) -> RunRecord:
             f"(eval_every is {run.hp.eval_every} steps, max_steps {run.hp.max_steps}), then ask again"
         )
     return run
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """All records of `path`. Raises UserError naming the first one that training does not write."""
+    found = records.read(path)
+    for number, record in enumerate(found, start=1):
+        problem = _problem(record)
+        if problem:
+            raise UserError(f"{path}:{number} is damaged: {problem}; remove that line")
+    return found
+
+
+def _problem(record: Record) -> str:
+    """What is wrong with a record, or nothing."""
+    step = record.get("step")
+    if type(step) is not int or not 0 <= step <= MOST_STEPS:
+        return f"its step is {step!r:.40}"
+    if record.get("kind") != "evaluation":
+        return ""
+    summary, rows = record.get("summary"), record.get("rows", [])
+    if not isinstance(summary, dict) or not all(
+        isinstance(part, dict) and {"mean", "low", "high"} <= part.keys() for part in summary.values()
+    ):
+        return "its summary is none of mean, low and high by metric"
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and type(row.get("item")) in (int, float) and 0 <= row["item"] <= MOST_STEPS
+        for row in rows
+    ):
+        return "its rows are none of values by item"
+    return ""
 
 
 def curve_names(runs: list[RunRecord]) -> list[str]:
@@ -163,23 +201,11 @@ def summary_of(evaluation: Record, metric: str) -> Record:
 
 
 def number(value: Any) -> float:
-    """A value of a record as a number; NaN for null and for what is no number."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """A value of a record as a number; NaN for null, for what is no number, and for one that nothing can measure."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= MOST_VALUE else math.nan
 
 
 def _columns(lines: list[Record], value_of: Any) -> tuple[Array, Array]:
     steps = np.array([number(record.get("step")) for record in lines], np.float64)
     return steps, np.array([number(value_of(record)) for record in lines], np.float64)
-
-
-def _status(folder: Path) -> Record:
-    """Content of status.json, empty where there is none. Raises UserError where it is no JSON."""
-    try:
-        status = json.loads((folder / STATUS).read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"{folder / STATUS} is not JSON ({error}); remove it, it is only told from"
-        ) from error
-    return status if isinstance(status, dict) else {}

@@ -21,6 +21,7 @@ from data_shards.errors import CorpusError
 from data_shards.options import BuildOptions
 from data_shards.sidecar import MemberEntry, SampleEntry, Sidecar, columns_of, parse_sidecar, sidecar_bytes
 from data_shards.split import group_hash, split_groups
+from data_shards.verify import verify_corpus
 
 
 def build(source: Path, out: Path, kind: str = "fg", **values) -> Path:
@@ -228,3 +229,49 @@ def test_a_sidecar_of_a_hundred_thousand_samples_is_read_within_seconds():
     assert len(parse_sidecar(data, "here")) == count
     # About 0.2 s of CPU on one core; the bound only catches a slower kind of growth.
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "fg-000001.tar", "fg-000001.tar.json"])
+def test_a_file_that_is_a_link_out_of_the_corpus_is_refused_and_one_within_is_not(folder, tmp_path, name):
+    within = folder / "kept" / name
+    within.parent.mkdir()
+    (folder / name).rename(within)
+    (folder / name).symlink_to(within)
+    Corpus.open(folder, "fg")
+    assert not verify_corpus(folder)
+    within.rename(tmp_path / name)
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / name)
+    refused(folder, str(folder / name), "outside of the corpus")
+    (tmp_path / "link").symlink_to(folder)  # The folder itself may be one: the user named it.
+    refused(tmp_path / "link", "outside of the corpus")
+
+
+def change(path: Path, **values) -> bytes:
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(content))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["../fg-000000.tar", "/etc/fg-000000.tar", "fg-000000.tar/../x", "fg-000000.tar\0", "fg-000000.tar\n"]
+)  # fmt: skip
+def test_a_shard_of_an_index_cannot_lie_elsewhere(folder, name):
+    shards = json.loads((folder / "dataset.json").read_text())["shards"]
+    change(folder / "dataset.json", shards=[{**shards[0], "tar": name}, *shards[1:]])
+    refused(folder, "needed a shard's name such as fg-000000.tar")
+    change(folder / "dataset.json", shards=shards)
+    change(folder / "fg-000000.tar.json", tar=name)
+    refused(folder, "needed a shard's name such as fg-000000.tar")
+
+
+def test_a_sidecar_that_promises_another_size_is_refused_before_anything_is_read(folder):
+    data = change(folder / "fg-000000.tar.json", bytes=2**60)
+    shards = json.loads((folder / "dataset.json").read_text())["shards"]
+    shards[0]["sidecar_sha256"] = hashlib.sha256(data).hexdigest()
+    change(folder / "dataset.json", shards=shards)
+    refused(folder, "is the sidecar of another file")
+    shards[0]["bytes"] = 2**60
+    change(folder / "dataset.json", shards=shards)
+    refused(folder, "is cut short", f"needed {2**60}")
+    assert "the file ends here" in str(verify_corpus(folder)[0])  # without setting so much memory aside

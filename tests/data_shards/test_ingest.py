@@ -15,7 +15,9 @@ from scipy.signal import resample_poly
 from data_shards.build import build_corpus
 from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
+from data_shards.ingest import RejectedInput, probe
 from data_shards.pieces import direct_path_first
+from data_shards.scan import find_audio
 from data_shards.verify import verify_corpus
 
 RATE_HZ = audio.RATE_HZ
@@ -276,3 +278,22 @@ def test_pairs_at_different_rates_are_trimmed_to_the_frame_they_share(tmp_path):
         targets=[tmp_path / "clean"],
     )
     assert {len(wave) for wave in audio.read_samples(tmp_path / "out").values()} == {48_000}
+
+
+def test_a_header_that_promises_more_than_the_file_can_hold_is_rejected(tmp_path):
+    """FLAC's count of samples, 36 bits in STREAMINFO: no memory is set aside by it."""
+    path = audio.write(tmp_path / "a.flac", audio.noise(0.3), subtype="PCM_16")
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    path.write_bytes(data)
+    with pytest.raises(RejectedInput, match=r"68719476735 frames, which .* bytes cannot hold"):
+        probe(find_audio(tmp_path)[0])
+
+
+def test_an_hour_of_silence_in_few_bytes_is_read(tmp_path):
+    wave = np.zeros(3600 * 8000, np.int16)
+    wave[-100:] = 9000
+    path = audio.write(tmp_path / "a.flac", wave, subtype="PCM_16")
+    assert path.stat().st_size < 200_000
+    assert probe(find_audio(tmp_path)[0]).frames == len(wave)

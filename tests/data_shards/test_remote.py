@@ -404,3 +404,9 @@ def test_evaluate_takes_a_url_as_it_is_written():
     words = ["--run", "runs/base", "--fg-dir", "s3://bucket/fg", "--bg-dir", "data/bg"]
     args = evaluate._parser().parse_args(words)
     assert (args.fg_dir, args.bg_dir, args.rir_dir) == ("s3://bucket/fg", Path("data/bg"), None)
+
+
+@pytest.mark.parametrize("url", ["reference://::file:///tmp/index.json", "zip://fg::http://localhost/a.zip"])
+def test_a_chain_of_urls_is_refused(url):
+    with pytest.raises(CorpusError, match="is a chain of URLs"):
+        Corpus.open(url, "fg")

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_shards.build import build_corpus
+from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
 from data_shards.options import BuildOptions
+from data_shards.reader import Reader
 from data_shards.verify import Damage, verify_corpus
 
 
@@ -155,3 +157,19 @@ def test_no_change_of_any_byte_of_any_file_goes_unseen(corpus, data):
             assert harmless or {damage.shard for damage in found} == {path.name}
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+)
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside"])
+def test_links_devices_and_names_in_a_tar_lead_nowhere(corpus, kind, name):
+    """Nothing is ever unpacked: the sidecar says where audio lies, and a member of another name or kind is damage."""
+    path = corpus / "fg-000000.tar"
+    member = members_of(path)[0]
+    evil = tarfile.TarInfo(name)
+    evil.type, evil.linkname, evil.size = kind, "/etc/passwd", member.size
+    before = Reader(Corpus.open(corpus, "fg")).whole(0)
+    overwrite(path, member.offset, evil.tobuf(tarfile.USTAR_FORMAT))
+    assert (Reader(Corpus.open(corpus, "fg")).whole(0) == before).all()
+    assert verify_corpus(corpus)[0].member == member.name

@@ -277,7 +277,7 @@ def test_a_run_of_other_values_shows_the_difference(healthy, run, capfd):
     assert content(run) == before
 
 
-@pytest.mark.parametrize("name", ["denoiser.safetensors", "denoiser.rank0.pt", "manifest.json"])
+@pytest.mark.parametrize("name", ["denoiser.safetensors", "denoiser.rank0.state", "manifest.json"])
 def test_a_checkpoint_with_one_byte_changed_is_refused_and_the_one_before_it_used(healthy, run, capfd, name):
     path = run / "checkpoints" / "step-0000003" / name
     flip(path, path.stat().st_size // 2)
@@ -308,7 +308,7 @@ def started(arguments: list[str], **options) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.multi
 def test_a_full_disk_while_saving_leaves_the_checkpoints_and_the_next_start_goes_on(healthy, run):
-    size = (run / "checkpoints" / "step-0000003" / "denoiser.rank0.pt").stat().st_size
+    size = (run / "checkpoints" / "step-0000003" / "denoiser.rank0.state").stat().st_size
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tiny_backend import RECORD, TinyBackend, checkpoints_in, state_at
 
+from enhancer.engine import host_rng
 from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.manifest import MANIFEST, DamagedCheckpoint, verify
 from enhancer.engine.publisher import SaveError
@@ -120,18 +121,21 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, damage):
         checkpoints_in(tmp_path).latest_valid()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link", "a/../../outside"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/hostname", "link", "a/../../outside", "a\0b", "a\nb", ".", "", "pipe"]
+)
 def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, name):
     saved(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "step-0000001"
     (folder / "link").symlink_to("/etc/hostname")
+    os.mkfifo(folder / "pipe")
     content = json.loads((folder / MANIFEST).read_text())
     content.pop("checksum")
-    content["files"][name] = {"bytes": 0, "sha256": ""}
+    content["files"][name] = {"bytes": 0, "sha256": "0" * 64}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     signed = {**content, "checksum": hashlib.sha256(canonical).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
-    with pytest.raises(DamagedCheckpoint, match="not a file of the folder"):
+    with pytest.raises(DamagedCheckpoint, match=r"not a file of the folder|is a link"):
         verify(folder)
 
 
@@ -313,3 +317,55 @@ def test_ranks_save_together_and_fail_together(tmp_path):
     errors = [process.communicate(timeout=60)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert names(tmp_path) == ["LATEST", "step-0000001"]
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**6, 2**40])
+def test_a_state_of_numpy_beyond_its_array_is_refused(position):
+    states = host_rng.capture()
+    states["numpy"][-2] = position
+    before = np.random.get_state()[2]
+    with pytest.raises(ValueError, match="a generator of 624 words"):
+        host_rng.restore(states)
+    assert np.random.get_state()[2] == before
+
+
+def test_a_linked_checkpoint_is_named_and_not_taken_for_a_fresh_run(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    (checkpoints.folder / "step-0000001").rename(tmp_path / "elsewhere")
+    (checkpoints.folder / "step-0000001").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"step-0000001 is a link"):
+        checkpoints.latest_valid()
+
+
+def test_where_best_says_nothing_no_checkpoint_is_removed(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2, keep=1)
+    (checkpoints.folder / "BEST").write_text("../../etc")
+    checkpoints.save(state_at(3), TinyBackend())
+    assert names(tmp_path) == ["BEST", "LATEST", "step-0000002", "step-0000003"]
+    checkpoints.save(state_at(4), TinyBackend(), is_best=True)
+    assert names(tmp_path) == ["BEST", "LATEST", "step-0000004"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", -1),
+        ("step", "3"),
+        ("step", 2**62),
+        ("draws", None),
+        ("best", "1"),
+        ("skipped", True),
+        ("new", 0),
+    ],
+)
+def test_a_state_that_no_run_is_in_is_refused_though_the_checksum_fits(tmp_path, key, value):
+    saved(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "step-0000001"
+    content = json.loads((folder / MANIFEST).read_text())
+    content.pop("checksum")
+    content["state"][key] = value
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    signed = {**content, "checksum": hashlib.sha256(canonical).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n")
+    with pytest.raises(DamagedCheckpoint):
+        verify(folder)

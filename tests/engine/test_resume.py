@@ -93,3 +93,9 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     torch.save({"w": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not a whole safetensors file"):
         read_weights(path, "model")
+
+
+@pytest.mark.parametrize("stated", [None, 0, -8, 2.0, "8", 2**80, True])
+def test_a_global_batch_that_is_none_is_refused(stated):
+    with pytest.raises(UserError, match="states a global batch"):
+        batch_per_rank({"global_batch": stated}, 2)

@@ -137,3 +137,10 @@ def test_the_sweeps_that_come_along_are_valid(name: str) -> None:
     assert len(sweep.settings) > 1 and len(sweep.seeds) > 1
     for member in sweep.members:
         load(sweep.preset, member.overrides)
+
+
+def test_a_grid_of_more_members_than_anybody_trains_is_refused(tmp_path: Path) -> None:
+    keys = ("nj", "n_fft", "log_every", "max_steps", "save_every", "eval_every")
+    grid = "\n".join(f"  {key}: [{', '.join(map(str, range(1, 100)))}]" for key in keys)
+    with pytest.raises(UserError, match=r"the sweep has 9\.41e\+11 members; at most 10000"):
+        read_sweep(write(tmp_path, f"preset: base\ngrid:\n{grid}\nseeds: [0]\n"))

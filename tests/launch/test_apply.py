@@ -226,7 +226,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
             "checkpoints/step-0000007/denoiser.safetensors",
             "denoiser.safetensors cannot be read (No such file",
         ),
-        ("checkpoints/step-0000007/manifest.json", "manifest.json is missing or damaged"),
+        ("checkpoints/step-0000007/manifest.json", "manifest.json cannot be read (No such file"),
         ("checkpoints", "no finished checkpoint"),
         ("", "there is no run folder"),
     ],
@@ -264,3 +264,26 @@ def test_applying_imports_neither_deepspeed_nor_the_training_engine(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("rate_hz", [1, 999, 768_001, 2**31 - 1])
+def test_a_rate_that_no_recording_has_is_refused(
+    tmp_path: Path, identity_run: Path, capsys: pytest.CaptureFixture[str], rate_hz: int
+) -> None:
+    source = tmp_path / "in.wav"
+    sf.write(source, tone(0.1, 8000, 2), 8000)
+    data = bytearray(source.read_bytes())
+    data[24:28] = rate_hz.to_bytes(4, "little")
+    source.write_bytes(data)
+    assert (
+        main(["--run", str(identity_run), "--input", str(source), "--output", str(tmp_path / "o.wav")]) == 2
+    )
+    assert f"implausible sample rate of {rate_hz} Hz" in capsys.readouterr().err
+
+
+def test_what_is_plausible_is_what_a_corpus_is_built_from() -> None:
+    from data_shards import ingest
+    from launch import common
+
+    assert common.SOURCE_RATES_HZ == (ingest.MIN_SOURCE_HZ, ingest.MAX_SOURCE_HZ)
+    assert common.MOST_FRAMES_PER_BYTE == ingest.MAX_FRAMES_PER_BYTE
