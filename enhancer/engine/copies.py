@@ -123,7 +123,9 @@ class Copies:
         try:
             return read_pointer(self._folder, pointer)
         except DamagedCheckpoint as error:
-            raise CopyError(f"what {pointer} names cannot be copied to {self._remote.url}: {error}") from error
+            raise CopyError(
+                f"what {pointer} names cannot be copied to {self._remote.url}: {error}"
+            ) from error
 
     def _send(self, name: str) -> None:
         """Send the checkpoint `name`, its manifest last, unless it is there."""

@@ -35,10 +35,15 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
     Raises OSError where the file cannot be written.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for name, value in weights.items():
         value = value.detach().cpu().contiguous()
-        tensors[name] = value.float() if value.is_floating_point() else value
+        value = value.float() if value.is_floating_point() else value
+        storage = value.untyped_storage().data_ptr()
+        # safetensors refuses tensors that lie in one storage; a snapshot's do not, and are not copied again.
+        tensors[name] = value.clone() if storage in storages else value
+        storages.add(storage)
     _write(path, tensors)
 
 

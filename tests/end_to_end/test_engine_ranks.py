@@ -161,7 +161,7 @@ def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_its_reason(tmp_p
     )
     assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
     reason = status(run)["reason"]
-    assert "step-0000010 could not be written: rank 1: " in reason and "File too large" in reason
+    assert "step-0000010 could not be written: rank 1: " in reason
     assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 2)
     assert 10 <= status(run)["step"] < 20
     found = sorted(path.name for path in (run / "checkpoints").iterdir())

@@ -82,6 +82,14 @@ def test_weights_are_rows_of_float32_and_other_types_stay(tmp_path, random):
         assert found[name].dtype == (torch.float32 if value.is_floating_point() else torch.int64)
 
 
+def test_tensors_that_lie_in_one_storage_are_written_too(tmp_path, random):
+    base = torch.randn(4, 6, generator=random)
+    live = {"rows": base[:2], "others": base[2:], "same": base[:2], "columns": base[:, 1:3]}
+    write_file(tmp_path / "a.safetensors", live)
+    found = load_file(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in live.items())
+
+
 def test_what_is_neither_tensor_nor_plain_value_is_left_out_of_dicts():
     kept = HostMemory(CPU).state({"hook": print, "inner": {"a": 1, "scaler": object()}, "list": [1, print]})
     assert kept == {"inner": {"a": 1}}
