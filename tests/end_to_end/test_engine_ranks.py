@@ -166,7 +166,7 @@ def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_its_reason(tmp_p
     assert 10 <= status(run)["step"] < 20
     found = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert found == ["LATEST", "step-0000005"]
-    assert ended[0].text.count("could not be written") == 1
+    assert ended[0].text.count("step-0000010 could not be written") == 1
 
 
 def test_damage_in_the_first_batch_of_one_rank_stops_both(tmp_path):
