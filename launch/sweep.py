@@ -8,13 +8,17 @@ table says why), 2 the input is wrong, 75 stopped early.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enhancer.engine import folder_lock
+from enhancer.engine.folder_lock import FolderTakenError
 from hparams.errors import UserError
 from hparams.sweep import Sweep, read_sweep, short_names
 from launch.common import reports_user_errors
@@ -51,25 +55,44 @@ def main(argv: list[str] | None = None) -> int:
         from launch.sweep_files import check_files
 
         check_files(members, pairs, args.knob)
-    open_members = [each for each in members if not progress_of(each).is_over]
-    print(
-        f"{sweep.name}: {len(sweep.settings)} settings x {len(sweep.seeds)} seeds in {output}; "
-        f"{len(members) - len(open_members)} of {len(members)} members are done",
-        flush=True,
-    )
-    failures: dict[str, str] | None = {}
-    if open_members and not args.no_runs:
-        if parameters is None:
-            failures = train_here(open_members, args.jobs or 1)
-        else:
-            train_on_cluster(open_members, output, parameters, args.jobs)
-    if failures is None:
+    with nullcontext() if args.no_runs else _kept_to_this(output):
+        open_members = [each for each in members if not progress_of(each).is_over]
         print(
-            "stopped; the same command goes on, --no-runs makes the table of what is there", file=sys.stderr
+            f"{sweep.name}: {len(sweep.settings)} settings x {len(sweep.seeds)} seeds in {output}; "
+            f"{len(members) - len(open_members)} of {len(members)} members are done",
+            flush=True,
         )
-        return STOPPED
-    results = report(sweep, members, output, failures, args.test, pairs, args.knob)
+        failures: dict[str, str] | None = {}
+        if open_members and not args.no_runs:
+            if parameters is None:
+                failures = train_here(open_members, args.jobs or 1)
+            else:
+                train_on_cluster(open_members, output, parameters, args.jobs)
+        if failures is None:
+            print(
+                "stopped; the same command goes on, --no-runs makes the table of what is there",
+                file=sys.stderr,
+            )
+            return STOPPED
+        results = report(sweep, members, output, failures, args.test, pairs, args.knob)
     return _exit_code(results)
+
+
+@contextmanager
+def _kept_to_this(output: Path) -> Iterator[None]:
+    """Keep other sweeps out of `output`. Raises UserError that names the one that is in it."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = folder_lock.take(output)
+    except FolderTakenError as taken:
+        raise UserError(
+            f"another sweep works in {output} ({taken}); wait for its end, stop it with Ctrl-C, or give another "
+            "--output. --no-runs makes the tables of what is there meanwhile"
+        ) from taken
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def report(

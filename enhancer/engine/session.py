@@ -120,7 +120,8 @@ class _Session:
     def train(self) -> int:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
         run = Run.open(self.options.run_folder, self.hp)
-        with closing(run), listening(run.folder, self.launch.num_ancestors) as stop:
+        launch = self.launch
+        with closing(run), listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop:
             try:
                 with ExitStack() as stack:
                     try:
