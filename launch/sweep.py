@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from enhancer.engine import folder_lock
 from enhancer.engine.folder_lock import FolderTakenError
 from hparams.errors import UserError
-from hparams.sweep import Sweep, read_sweep, short_names
+from hparams.sweep import SEED, Sweep, read_sweep, short_names
 from launch.common import reports_user_errors
 from launch.sweep_local import STOPPED, train_here
 from launch.sweep_members import DIVERGED, FAILED, Planned, plan, progress_of
@@ -106,8 +106,9 @@ def report(
 ) -> list[Result]:
     """Judge the test files, write tables, page and figures of what has been trained, and print the table."""
     from enhancer.engine.atomic import write_bytes, write_text
+    from launch.sweep_page import page
     from launch.sweep_results import metric_of, read_results, with_epochs
-    from launch.sweep_table import make_tables, page
+    from launch.sweep_table import make_tables
 
     metric = metric_of(members[0].hp, sweep.metric)
     results = with_epochs(read_results(members, metric, failures))
@@ -207,10 +208,12 @@ def _direction(results: Sequence[Result], metric: str) -> bool | None:
 def _notes(sweep: Sweep, results: Sequence[Result], metric: str) -> list[str]:
     """What a reader of the page must know about its figures."""
     done = sum(result.is_finished for result in results)
-    swept = ", ".join(key for key, _ in sweep.settings[0].values)
+    swept = [key for key, _ in sweep.settings[0].values]
+    texts = [text for text in sweep.members[0].set_texts if text.partition("=")[0] not in (*swept, SEED)]
     return [
-        f"Preset {sweep.preset}, swept over {swept} with the seeds {', '.join(map(str, sweep.seeds))}: "
-        f"{done} of {len(results)} members are finished, and only these count.",
+        f"Preset {sweep.preset}, swept over {', '.join(swept)} with the seeds {', '.join(map(str, sweep.seeds))}: "
+        f"{done} of {len(results)} members are finished, and only these count."
+        + (f" All have {', '.join(texts)}." if texts else ""),
         f"{metric} is that of the best evaluation on the validation list. Intervals are 95 %, by Student's t over the "
         "seeds. Times are medians of training alone, as it ran here: members that ran side by side shared the machine.",
     ]
@@ -221,20 +224,22 @@ def _print(results: Sequence[Result], metric: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from launch.sweep_page import shown
     from launch.sweep_results import by_setting
-    from launch.sweep_table import setting_row, shown
+    from launch.sweep_table import setting_row
 
     table = Table(title="mean over seeds and its 95 % interval")
     for name in ("setting", "finished", metric, "s/epoch", "ms/step"):
         table.add_column(name)
     for label, group in by_setting(results).items():
         row = setting_row(group, metric)
-        mean, low, high = (shown(row[f"{metric}_{part}"]) for part in ("mean", "low", "high"))
+        mean, low, high = (row[f"{metric}_{part}"] for part in ("mean", "low", "high"))
+        interval = "" if low is None else f" ({shown(low)} .. {shown(high)})"
         step = row["seconds_per_step"]
         table.add_row(
             label,
             f"{row['finished']} of {row['runs']}",
-            f"{mean} ({low} .. {high})",
+            f"{shown(mean)}{interval}",
             shown(row["seconds_per_epoch"]),
             shown(None if step is None else 1000 * step),
         )

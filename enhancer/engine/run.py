@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from datetime import datetime, timezone
@@ -103,6 +104,20 @@ def write_status(path: Path, text: str, is_durable: bool) -> None:
         with path.open("r+", encoding="utf-8") as file:
             file.write(text)
             file.truncate()
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's `status.json`, None where there is none. Raises UserError where it is damaged."""
+    path = folder / STATUS
+    if not path.exists():
+        return None
+    try:
+        status = json.loads(path.read_text("utf-8"))
+        if not {"state", "step", "reason"} <= status.keys():
+            raise ValueError("it lacks state, step or reason")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it: it only says how the run ended") from error
+    return status
 
 
 def _prepare(folder: Path, hp: HParams, world_size: int) -> tuple[int, list[Change] | None]:
