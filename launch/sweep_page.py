@@ -95,12 +95,16 @@ def _matrix(rows: Sequence[Row]) -> str:
     """A table with a row for each `a` and a column for each `b`."""
     columns, lines = (list(dict.fromkeys(row[side] for row in rows)) for side in ("b", "a"))
     cells = {(row["a"], row["b"]): row for row in rows}
-    head = "".join(f"<th class=number>{html.escape(name)}</th>" for name in columns)
+    # Where one thing was swept its name stands once, in the corner.
+    keys = {name.partition("=")[0] for name in (*columns, *lines)}
+    corner = keys.pop() if len(keys) == 1 and not any(", " in name for name in columns) else ""
+    shown_name = {name: html.escape(name.removeprefix(f"{corner}=")) for name in (*columns, *lines)}
+    head = "".join(f"<th class=number>{shown_name[name]}</th>" for name in columns)
     body = "\n".join(
-        f"<tr><th>{html.escape(a)}</th>{''.join(_difference_cell(cells.get((a, b))) for b in columns)}</tr>"
+        f"<tr><th>{shown_name[a]}</th>{''.join(_difference_cell(cells.get((a, b))) for b in columns)}</tr>"
         for a in lines
     )
-    return f"<div class=wide><table class=matrix><tr><th></th>{head}</tr>\n{body}\n</table></div>"
+    return f"<div class=wide><table class=matrix><tr><th>{html.escape(corner.replace('_', ' '))}</th>{head}</tr>\n{body}\n</table></div>"
 
 
 def _difference_cell(row: Row | None) -> str:
