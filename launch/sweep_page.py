@@ -104,7 +104,8 @@ def _matrix(rows: Sequence[Row]) -> str:
         f"<tr><th>{shown_name[a]}</th>{''.join(_difference_cell(cells.get((a, b))) for b in columns)}</tr>"
         for a in lines
     )
-    return f"<div class=wide><table class=matrix><tr><th>{html.escape(corner.replace('_', ' '))}</th>{head}</tr>\n{body}\n</table></div>"
+    first = f"<th>{html.escape(corner.replace('_', ' '))}</th>"
+    return f"<div class=wide><table class=matrix><tr>{first}{head}</tr>\n{body}\n</table></div>"
 
 
 def _difference_cell(row: Row | None) -> str:
