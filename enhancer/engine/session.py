@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from enhancer.engine import distributed, launcher
+from enhancer.engine import denormals, distributed, launcher
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoint, Checkpoints
@@ -71,7 +71,8 @@ def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
         say(
             f"{backend_name} backend, {distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
         )
-        return _Session(hp, options, open_task, launch, backend_name, machine).train()
+        with denormals.flushed():
+            return _Session(hp, options, open_task, launch, backend_name, machine).train()
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return EXIT_USER
@@ -120,7 +121,8 @@ class _Session:
     def train(self) -> int:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
         run = Run.open(self.options.run_folder, self.hp)
-        with closing(run), listening(run.folder, self.launch.num_ancestors) as stop:
+        launch = self.launch
+        with closing(run), listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop:
             try:
                 with ExitStack() as stack:
                     try:
