@@ -14,8 +14,7 @@ import numpy as np
 from enhancer.charts import Array
 from enhancer.engine import records
 from enhancer.engine.monitor import SAMPLES
-from enhancer.engine.run import HPARAMS, METRICS
-from enhancer.engine.status import read_status
+from enhancer.engine.run import HPARAMS, METRICS, read_status
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.load import load_resolved
@@ -201,9 +200,10 @@ def summary_of(evaluation: Record, metric: str) -> Record:
 
 
 def number(value: Any) -> float:
-    """A value of a record as a number; NaN for null, for what is no number, and for one that nothing can measure."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) <= MOST_VALUE else math.nan
+    """A value of a record as a number; NaN for null, for what is no number, and for what no chart could show."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST_VALUE:
+        return math.nan
+    return float(value) if abs(value) >= 1 / MOST_VALUE else 0.0
 
 
 def _columns(lines: list[Record], value_of: Any) -> tuple[Array, Array]:

@@ -67,12 +67,14 @@ def _run_worker(jobs: Sequence[Job], seed: str, result: Result) -> tuple[str, in
     if Path("/dev/shm").is_dir():
         environment["TMPDIR"] = "/dev/shm"  # What is written is flushed to the disk each time.
     command = [sys.executable, "-m", "tests.fuzz.worker", json.dumps(jobs), seed]
-    with tempfile.TemporaryFile("w+") as errors:
-        worker = subprocess.Popen(
+    name, number, is_open = "", -1, False
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+        ) as worker,
+    ):
         assert worker.stdout is not None
-        name, number, is_open = "", -1, False
         for line in worker.stdout:
             if is_open:
                 result.add(name, number, line.strip())

@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.__main__ import Result, report, run, shares
 from tests.fuzz.targets import TARGETS
 
-COUNT = 400
+COUNT = 300
 
 
 @pytest.mark.slow
