@@ -159,18 +159,9 @@ def open_context_stream(
     num_workers: int | None = None,
     judged_side: str = VALID_SIDE,
 ) -> ContextStream:
-    """Open the corpus hp.pair_dir and read all of it, every checksum compared.
+    """As `data_shards.pedal_stream.open_pedal_stream`, for hyper-parameters of a context run: rows are windows.
 
-    Args:
-        hp: hyper-parameters of a context run. The rate is the corpus's own, and a context in milliseconds follows it.
-        rank: this process among `world_size`.
-        world_size: processes that share the draws.
-        batch_size: windows of a training batch; hp.batch_size_per_gpu when not given.
-        num_workers: of no meaning here: batches are copied from memory. There so that streams open alike.
-        judged_side: `valid`, or `test` for what was kept for a test when the corpus was built.
-
-    Raises: CorpusError when there is no pedal corpus, a pair is shorter than a window, or nothing was kept for a test;
-    DataError for damage.
+    A context in milliseconds follows the rate of the corpus. Raises the same, a pair being too short for a window.
     """
     own = cast("ContextHParams", hp.task)
     corpus, pairs = open_pairs(hp, judged_side)

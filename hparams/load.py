@@ -93,7 +93,7 @@ def difference(old: HParams, new: HParams) -> list[tuple[str, Any, Any]]:
 def preset_name(name_or_path: str | Path) -> str:
     """The word for a preset or file: `base` for `base`, `base.yaml` and `some/folder/base.yaml`."""
     text = str(name_or_path)
-    return Path(text).stem if _is_path(text) else text
+    return Path(text).stem if is_path(text) else text
 
 
 def preset_names() -> list[str]:
@@ -118,7 +118,8 @@ _Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(list, _represent_list)
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether a preset is given as the path of a file, not by its name."""
     return "/" in text or "\\" in text or text.endswith((".yaml", ".yml", agam.SUFFIX))
 
 
@@ -126,7 +127,7 @@ def _find(name_or_path: str | Path, folder: Path) -> tuple[Path, str]:
     """The file meant and its name in messages; a relative path is taken from `folder`."""
     text = str(name_or_path)
     presets = preset_names()
-    if isinstance(name_or_path, Path) or _is_path(text):
+    if isinstance(name_or_path, Path) or is_path(text):
         path = folder / text
         if path.is_file():
             return path, str(path)
@@ -162,6 +163,12 @@ def _chain(path: Path, name: str) -> list[dict[str, Located]]:
             path, name = _find(parent.value, path.parent)
         except UserError as error:
             raise UserError(f"{parent.where}: extends: {error}") from error
+        if path.suffix == agam.SUFFIX:
+            raise UserError(
+                f"{parent.where}: extends: {name} is a configuration of Automated-GuitarAmpModelling, which depends on "
+                f"the recordings and cannot be extended. Give it by --hparams {name} with --set; or write its values "
+                f"to a file by --hparams {name} --set pair_dir=... --print-config > NAME.yaml, and extend that"
+            )
         if path.resolve() in visited:
             raise UserError(
                 f"{parent.where}: extends: {parent.value} leads back to {name}; "

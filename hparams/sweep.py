@@ -1,6 +1,6 @@
 """A sweep: one preset at every point of a grid of values, with several seeds each. Its YAML file is read strictly.
 
-preset: pedal_lstm                # a preset, or the path of a YAML file, relative to this one
+preset: pedal_lstm                # a preset, or the path of a YAML or JSON file, relative to this one
 grid:
   task.hidden_size: [8, 16, 32]   # any key of the hyper-parameters with the values it takes
 seeds: [0, 1, 2]
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hparams.errors import UserError
-from hparams.load import PRESETS_DIR, Override, preset_names
+from hparams.load import PRESETS_DIR, Override, is_path, preset_names
 from hparams.source import Located, parse_override, read_file
 
 SWEEPS_DIR = PRESETS_DIR / "sweeps"
@@ -160,7 +160,7 @@ def _refuse_unknown(table: Mapping[str, Located]) -> None:
 
 def _needed(key: str) -> str:
     return {
-        "preset": f"a preset ({', '.join(preset_names())}) or the path of a YAML file",
+        "preset": f"a preset ({', '.join(preset_names())}) or the path of a YAML or JSON file",
         "grid": "keys of the hyper-parameters with lists of values, such as task.hidden_size: [8, 16]",
         "seeds": "a list of whole numbers, such as [0, 1, 2]",
         "set": "keys of the hyper-parameters with one value each, such as max_steps: 2000",
@@ -175,7 +175,7 @@ def _preset(table: Mapping[str, Located], path: Path) -> str:
     text = located.value
     if not isinstance(text, str):
         raise UserError(f"{located.where}: preset is {text!r}; needed {_needed('preset')}")
-    if "/" in text or text.endswith((".yaml", ".yml")):
+    if is_path(text):
         # As with `extends`, and absolute, since members may be started from elsewhere.
         return str((path.parent / text).resolve())
     return text

@@ -20,6 +20,7 @@ import soundfile as sf
 import torch
 
 from enhancer.engine.atomic import write_bytes
+from enhancer.engine.run import read_status
 from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Device, require_device
 from enhancer.export.fixed_knobs import at_knobs
 from enhancer.export.level import loudness_and_gain, loudness_recording
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder; name the file to write")
     run = load_run(args.run, "cpu", checkpoint_folder(args.run, args.checkpoint))
-    for note in run.notes:
+    for note in (*run.notes, *_unfinished(args.run)):
         print(f"note: {note}", file=sys.stderr)
     device, description = described(run, args)
     exported = importlib.import_module(f"enhancer.export.{args.format}").export(device, description)
@@ -51,6 +52,16 @@ def main(argv: list[str] | None = None) -> int:
     esr = "" if description.esr is None else f", validation ESR {description.esr:.4f}"
     print(f"{args.output}: {run.checkpoint.name} of {args.run} at {run.hp.wav_rate} Hz{esr}")
     return 0
+
+
+def _unfinished(run_folder: Path) -> list[str]:
+    """What to say where training may still make the model better."""
+    status = read_status(run_folder)
+    if status is None or status["state"] == "finished":
+        return []
+    return [
+        f"{run_folder} is {status['state']} at step {status['step']}; its best checkpoint so far is taken"
+    ]
 
 
 def described(run: TrainedRun, args: argparse.Namespace) -> tuple[Device, Description]:

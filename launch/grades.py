@@ -98,7 +98,7 @@ def find_file_pairs(folder: Path) -> tuple[list[FilePair], list[str]]:
         found = f"; found {', '.join(sorted(alone)[:5])}" if alone else ""
         raise UserError(
             f"--files {folder} holds no pair NAME-input.wav and NAME-target.wav, or NAME_dry.wav and "
-            f"NAME_wet.wav{found}"
+            f"NAME_wet.wav{found}. Dry files alone can be played by launch/apply.py, not judged"
         )
     return sorted(pairs, key=lambda pair: (pair.name, pair.dry.source)), sorted(alone)
 

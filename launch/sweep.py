@@ -8,15 +8,19 @@ table says why), 2 the input is wrong, 75 stopped early.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enhancer.engine import folder_lock
+from enhancer.engine.folder_lock import FolderTakenError
 from hparams.errors import UserError
-from hparams.sweep import Sweep, read_sweep, short_names
+from hparams.sweep import SEED, Sweep, read_sweep, short_names
 from launch.common import reports_user_errors
 from launch.sweep_local import STOPPED, train_here
 from launch.sweep_members import DIVERGED, FAILED, Planned, plan, progress_of
@@ -51,25 +55,44 @@ def main(argv: list[str] | None = None) -> int:
         from launch.sweep_files import check_files
 
         check_files(members, pairs, args.knob)
-    open_members = [each for each in members if not progress_of(each).is_over]
-    print(
-        f"{sweep.name}: {len(sweep.settings)} settings x {len(sweep.seeds)} seeds in {output}; "
-        f"{len(members) - len(open_members)} of {len(members)} members are done",
-        flush=True,
-    )
-    failures: dict[str, str] | None = {}
-    if open_members and not args.no_runs:
-        if parameters is None:
-            failures = train_here(open_members, args.jobs or 1)
-        else:
-            train_on_cluster(open_members, output, parameters, args.jobs)
-    if failures is None:
+    with nullcontext() if args.no_runs else _kept_to_this(output):
+        open_members = [each for each in members if not progress_of(each).is_over]
         print(
-            "stopped; the same command goes on, --no-runs makes the table of what is there", file=sys.stderr
+            f"{sweep.name}: {len(sweep.settings)} settings x {len(sweep.seeds)} seeds in {output}; "
+            f"{len(members) - len(open_members)} of {len(members)} members are done",
+            flush=True,
         )
-        return STOPPED
-    results = report(sweep, members, output, failures, args.test, pairs, args.knob)
+        failures: dict[str, str] | None = {}
+        if open_members and not args.no_runs:
+            if parameters is None:
+                failures = train_here(open_members, args.jobs or 1)
+            else:
+                train_on_cluster(open_members, output, parameters, args.jobs)
+        if failures is None:
+            print(
+                "stopped; the same command goes on, --no-runs makes the table of what is there",
+                file=sys.stderr,
+            )
+            return STOPPED
+        results = report(sweep, members, output, failures, args.test, pairs, args.knob)
     return _exit_code(results)
+
+
+@contextmanager
+def _kept_to_this(output: Path) -> Iterator[None]:
+    """Keep other sweeps out of `output`. Raises UserError that names the one that is in it."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = folder_lock.take(output)
+    except FolderTakenError as taken:
+        raise UserError(
+            f"another sweep works in {output} ({taken}); wait for its end, stop it with Ctrl-C, or give another "
+            "--output. --no-runs makes the tables of what is there meanwhile"
+        ) from taken
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def report(
@@ -83,8 +106,9 @@ def report(
 ) -> list[Result]:
     """Judge the test files, write tables, page and figures of what has been trained, and print the table."""
     from enhancer.engine.atomic import write_bytes, write_text
+    from launch.sweep_page import page
     from launch.sweep_results import metric_of, read_results, with_epochs
-    from launch.sweep_table import make_tables, page
+    from launch.sweep_table import make_tables
 
     metric = metric_of(members[0].hp, sweep.metric)
     results = with_epochs(read_results(members, metric, failures))
@@ -184,10 +208,12 @@ def _direction(results: Sequence[Result], metric: str) -> bool | None:
 def _notes(sweep: Sweep, results: Sequence[Result], metric: str) -> list[str]:
     """What a reader of the page must know about its figures."""
     done = sum(result.is_finished for result in results)
-    swept = ", ".join(key for key, _ in sweep.settings[0].values)
+    swept = [key for key, _ in sweep.settings[0].values]
+    texts = [text for text in sweep.members[0].set_texts if text.partition("=")[0] not in (*swept, SEED)]
     return [
-        f"Preset {sweep.preset}, swept over {swept} with the seeds {', '.join(map(str, sweep.seeds))}: "
-        f"{done} of {len(results)} members are finished, and only these count.",
+        f"Preset {sweep.preset}, swept over {', '.join(swept)} with the seeds {', '.join(map(str, sweep.seeds))}: "
+        f"{done} of {len(results)} members are finished, and only these count."
+        + (f" All have {', '.join(texts)}." if texts else ""),
         f"{metric} is that of the best evaluation on the validation list. Intervals are 95 %, by Student's t over the "
         "seeds. Times are medians of training alone, as it ran here: members that ran side by side shared the machine.",
     ]
@@ -198,20 +224,22 @@ def _print(results: Sequence[Result], metric: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from launch.sweep_page import shown
     from launch.sweep_results import by_setting
-    from launch.sweep_table import setting_row, shown
+    from launch.sweep_table import setting_row
 
     table = Table(title="mean over seeds and its 95 % interval")
     for name in ("setting", "finished", metric, "s/epoch", "ms/step"):
         table.add_column(name)
     for label, group in by_setting(results).items():
         row = setting_row(group, metric)
-        mean, low, high = (shown(row[f"{metric}_{part}"]) for part in ("mean", "low", "high"))
+        mean, low, high = (row[f"{metric}_{part}"] for part in ("mean", "low", "high"))
+        interval = "" if low is None else f" ({shown(low)} .. {shown(high)})"
         step = row["seconds_per_step"]
         table.add_row(
             label,
             f"{row['finished']} of {row['runs']}",
-            f"{mean} ({low} .. {high})",
+            f"{shown(mean)}{interval}",
             shown(row["seconds_per_epoch"]),
             shown(None if step is None else 1000 * step),
         )

@@ -26,12 +26,13 @@ COLUMNS = 4
 NAMED_LINES = 10
 """More lines than that have no colours of their own."""
 DODGE_POINTS = 4.0
+DPI = 160
 
 
 def png(figure: Any) -> bytes:
     """A matplotlib figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
@@ -94,20 +95,22 @@ def curves_figure(results: Sequence[Result], metric: str) -> Any:
         if (drawn := [result for result in group if result.train_curve or result.valid_curve])
     }
     figure, axes = _grid_of_panels(len(groups))
-    every: list[float] = []
+    scaled: list[float] = []
     seeds = list(dict.fromkeys(result.planned.member.seed for result in results))
     for axis, (label, group) in zip(axes, groups.items(), strict=True):
         for result in group:
             color = f"C{seeds.index(result.planned.member.seed) % 10}"
+            # What training comes from, before it is judged for the first time, may be ten times as high as all else.
+            first = result.valid_curve[0][0] if result.valid_curve else 0
             for curve, style in ((result.train_curve, (0.35, 0.8)), (result.valid_curve, (1.0, 1.8))):
                 if curve:
                     steps, values = zip(*curve, strict=True)
                     axis.plot(steps, values, color=color, alpha=style[0], linewidth=style[1])
-                    every += values
+                    scaled += [value for step, value in curve if step >= first]
         axis.set_title(label, fontsize="small")
         axis.grid(alpha=0.25)
     for axis in axes:
-        _scale_y(axis, every)
+        _scale_y(axis, scaled)
     train_name = next((result.train_name for group in groups.values() for result in group), metric)
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel(metric if train_name == metric else f"{metric}, {train_name}", fontsize="medium")
@@ -121,17 +124,20 @@ def curves_figure(results: Sequence[Result], metric: str) -> Any:
 
 
 def waves_figure(waves: Waves, rate_hz: int) -> Any:
-    """Target and estimate of each setting on top of each other, where the target is loudest."""
+    """Target and estimate of each setting on top of each other, where the target is loudest.
+
+    The target is the same for all settings.
+    """
     figure, axes = _grid_of_panels(len(waves))
     count = max(2, round(SHOWN_SECONDS * rate_hz))
+    first = loudest(next(iter(waves.values()))[0], count)
     for axis, (label, (target, estimate)) in zip(axes, waves.items(), strict=True):
-        first = loudest(target, count)
-        milliseconds = 1000 * (first + np.arange(len(target[first : first + count]))) / rate_hz
+        milliseconds = 1000 * np.arange(len(target[first : first + count])) / rate_hz
         axis.plot(milliseconds, target[first : first + count], linewidth=2.5, alpha=0.45, label="target")
         axis.plot(milliseconds, estimate[first : first + count], linewidth=1.0, label="estimate")
         axis.set_title(label, fontsize="small")
         axis.grid(alpha=0.25)
-    figure.supxlabel("time (ms)", fontsize="medium")
+    figure.supxlabel(f"ms after {first / rate_hz:.3f} s", fontsize="medium")
     figure.supylabel("amplitude", fontsize="medium")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
@@ -215,12 +221,18 @@ def _scale_x(axis: Any, places: Sequence[float]) -> None:
 
 def _scale_y(axis: Any, values: Sequence[float], means: Sequence[Mean] = ()) -> None:
     """An axis as far as the members and most intervals reach; logarithmic where the members differ by factors."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     if not values:
         return
     low, high = min(values), max(values)
     is_log = low > 0 and high > 5 * low
     if is_log:
         axis.set_yscale("log")
+        # Powers of ten alone would leave an axis of a decade with one number.
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
         low, high = math.log10(low), math.log10(high)
     # Intervals of two seeds are so wide that they would squeeze everything else.
     most = (high - low) or 0.1 * abs(high) or 1.0

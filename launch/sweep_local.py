@@ -11,9 +11,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from enhancer.engine.folder_lock import holder
+from enhancer.engine.launcher import PARENT_VARIABLE
 from launch.sweep_members import LOG, Planned, failure_reason, progress_of
 
 POLL_SECONDS = 0.1
@@ -54,23 +57,27 @@ def train_here(members: Sequence[Planned], num_jobs: int) -> dict[str, str] | No
     """Train `members`, `num_jobs` at a time; the reasons of those that failed, by folder name.
 
     None where it was told to stop by SIGINT, SIGTERM or SIGHUP: all members were then told to save, and have ended. A
-    second Ctrl-C changes nothing; a third ends them at once and raises KeyboardInterrupt.
+    second Ctrl-C changes nothing; a third ends them at once and raises KeyboardInterrupt. Where this process is killed,
+    they see that it is gone, save and end by themselves.
     """
     waiting = deque(members)
     running: list[_Child] = []
     failures: dict[str, str] = {}
+    held: set[Path] = set()
     num_over, told = 0, time.monotonic()
     with _listening() as interrupts:
         try:
             while running or (waiting and not interrupts.count):
-                while waiting and len(running) < num_jobs and not interrupts.count:
-                    running.append(_start(waiting.popleft()))
+                while (
+                    len(running) < num_jobs and not interrupts.count and (free := _take_free(waiting, held))
+                ):
+                    running.append(_start(free))
                 for child in [child for child in running if child.process.poll() is not None]:
                     running.remove(child)
                     num_over += 1
                     text = _ended(child, failures, is_stopping=bool(interrupts.count))
                     print(f"[{num_over}/{len(members)}] {child.planned.label}: {text}", flush=True)
-                if time.monotonic() - told > TELL_SECONDS:
+                if running and time.monotonic() - told > TELL_SECONDS:
                     told = time.monotonic()
                     print(f"training: {'; '.join(_where(child) for child in running)}", flush=True)
                 _heed(interrupts, running)
@@ -98,6 +105,22 @@ def _listening() -> Iterator[_Interrupts]:
             signal.signal(number, handler)
 
 
+def _take_free(waiting: deque[Planned], held: set[Path]) -> Planned | None:
+    """Take the first of `waiting` in whose folder nobody trains: members of a killed sweep need a moment to save.
+
+    Each of the others is told of once, and then in `held`.
+    """
+    for planned in waiting:
+        owner = holder(planned.folder)
+        if owner is None:
+            waiting.remove(planned)
+            return planned
+        if planned.folder not in held:
+            held.add(planned.folder)
+            print(f"{planned.label} waits: {owner} trains in {planned.folder}", flush=True)
+    return None
+
+
 def _start(planned: Planned) -> _Child:
     planned.folder.mkdir(parents=True, exist_ok=True)
     log = (planned.folder / LOG).open("ab")
@@ -109,7 +132,7 @@ def _start(planned: Planned) -> _Child:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **ONE_THREAD},
+        env={**os.environ, **ONE_THREAD, PARENT_VARIABLE: str(os.getpid())},
         # Ctrl-C of the terminal reaches this process alone, which passes it on once.
         start_new_session=True,
     )

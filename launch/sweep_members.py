@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from enhancer.engine.run import HPARAMS, MAY_CHANGE, STATUS
+from enhancer.engine.run import HPARAMS, MAY_CHANGE, read_status
 from hparams.errors import UserError
 from hparams.load import Override, difference, load
 from hparams.schema import HParams
@@ -85,20 +83,6 @@ def progress_of(planned: Planned) -> Progress:
     if state == FINISHED and load(planned.folder / HPARAMS).max_steps != planned.hp.max_steps:
         return Progress(PREEMPTED, status["step"], f"now to go on to step {planned.hp.max_steps}")
     return Progress(state, status["step"], status["reason"])
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's `status.json`, None where there is none. Raises UserError where it is damaged."""
-    path = folder / STATUS
-    if not path.exists():
-        return None
-    try:
-        status = json.loads(path.read_text("utf-8"))
-        if not {"state", "step", "reason"} <= status.keys():
-            raise ValueError("it lacks state, step or reason")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove {folder} to train it anew") from error
-    return status
 
 
 def _planned(preset: str, member: Member, output: Path, load_member: Load) -> Planned:

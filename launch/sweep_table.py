@@ -1,10 +1,8 @@
-"""The tables of a sweep: CSV files for programs, and one HTML page with the figures in it for people."""
+"""The tables of a sweep as rows, and as CSV files for programs."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +15,6 @@ from launch.sweep_results import Result, by_setting
 from launch.sweep_statistics import Comparison, Mean, compare_all, mean_interval
 
 Row = dict[str, Any]
-SIGNIFICANT = 0.05
-LONG_TEXT = 40
-"""Longer texts get a wide column."""
 
 
 @dataclass(frozen=True)
@@ -52,43 +47,6 @@ def make_tables(results: Sequence[Result], metric: str, test: str) -> Tables:
     )
 
 
-def page(
-    title: str,
-    notes: Sequence[str],
-    tables: Tables,
-    figures: Mapping[str, bytes],
-    is_higher_better: bool | None,
-) -> str:
-    """A self-contained HTML page: `figures` are PNG by caption. The best setting is bold where it is known which."""
-    failed = [_without_values(row) for row in tables.members if row["state"] != "finished"]
-    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
-    if failed:
-        parts += ["<h2>Members that are not finished</h2>", _table(failed, is_strong=lambda row: False)]
-    best = _best(tables.settings, is_higher_better)
-    parts += ["<h2>Settings</h2>", _table(tables.settings, is_strong=lambda row: row is best)]
-    parts += [_figure(caption, data) for caption, data in figures.items()]
-    if tables.pairs:
-        parts += [
-            "<h2>Differences between settings</h2>",
-            f"<p>Bold: below {SIGNIFICANT:g} after Holm's correction for all comparisons of the table.</p>",
-            _table(
-                tables.pairs,
-                is_strong=lambda row: row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT,
-            ),
-        ]
-    if tables.files:
-        parts += ["<h2>Test files</h2>", _table(tables.files, is_strong=lambda row: False)]
-    parts += ["<h2>Members</h2>", _table(tables.members, is_strong=lambda row: False)]
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
-
-
-def shown(value: Any) -> str:
-    """A cell in words: four digits of a number, a dash for nothing."""
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def setting_row(group: Sequence[Result], metric: str) -> Row:
     """A setting in one row: means over its finished members, `group` being all of them."""
     done = [result for result in group if result.is_finished]
@@ -99,13 +57,13 @@ def setting_row(group: Sequence[Result], metric: str) -> Row:
     }
     row = {
         **dict(group[0].planned.member.setting.named()),
-        "runs": len(group),
-        "finished": len(done),
         **_mean_cells(mean, metric),
-        **{name: _or_none(value) for name, value in timed.items()},
     }
     heard = [value for result in done for value in result.files.values()]
-    return {**row, "files_esr_mean": sum(heard) / len(heard)} if heard else row
+    if heard:
+        row["files_esr_mean"] = sum(heard) / len(heard)
+    row |= {name: _or_none(value) for name, value in timed.items()}
+    return {**row, "runs": len(group), "finished": len(done)}
 
 
 def _member_row(result: Result, metric: str) -> Row:
@@ -186,22 +144,6 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _best(rows: Sequence[Row], is_higher_better: bool | None) -> Row | None:
-    if is_higher_better is None or not rows:
-        return None
-    name = next(key for key in rows[0] if key.endswith("_mean"))
-    judged = [row for row in rows if row[name] is not None]
-    return (max if is_higher_better else min)(judged, key=lambda row: row[name], default=None)
-
-
-def _without_values(row: Row) -> Row:
-    """A member's row as far as its reason matters."""
-    last = list(row).index("step")
-    return {
-        name: value for place, (name, value) in enumerate(row.items()) if place <= last or name == "reason"
-    }
-
-
 def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -209,50 +151,3 @@ def _csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _table(rows: Sequence[Row], is_strong: Any) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
-    lines = [
-        f"<tr{' class=strong' if is_strong(row) else ''}>"
-        + "".join(_cell(row.get(name)) for name in columns)
-        + "</tr>"
-        for row in rows
-    ]
-    return f"<div class=wide><table><tr>{head}</tr>\n{chr(10).join(lines)}\n</table></div>"
-
-
-def _cell(value: Any) -> str:
-    kind = " class=number" if isinstance(value, (int, float)) or value is None else ""
-    if isinstance(value, str) and len(value) > LONG_TEXT:
-        kind = " class=long"
-    return f"<td{kind}>{html.escape(shown(value))}</td>"
-
-
-def _figure(caption: str, png: bytes) -> str:
-    data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: 1rem; color: #1b1b1b; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }}
-th {{ white-space: nowrap; border-bottom: 2px solid #888; }}
-td.number {{ text-align: right; white-space: nowrap; }}
-td.long {{ min-width: 16rem; }}
-tr.strong td {{ font-weight: 700; }}
-figure {{ margin: 2rem 0; break-inside: avoid; }} img {{ max-width: 100%; height: auto; }}
-figcaption {{ color: #555; font-size: .85rem; }}
-@media print {{ body {{ max-width: none; }} .wide {{ overflow: visible; }} table {{ font-size: .65rem; }} }}
-</style></head><body>
-{body}
-</body></html>
-"""

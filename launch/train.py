@@ -118,7 +118,11 @@ def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
         recordings = Recordings(corpus.rate_hz, len(knobs), tuple(frames.tolist()))
         own = [f"wav_rate={corpus.rate_hz}", f"task.knobs={json.dumps(knobs)}"]
         overrides = [*own, *overrides]
-    hp = load(preset, overrides, recordings)
+    try:
+        hp = load(preset, overrides, recordings)
+    except UserError as error:
+        _blame_missing_corpus(preset, overrides, error)
+        raise
     old = converted(preset, recordings)
     if old is not None and is_first_rank():
         print(f"{old.text}\n  Values of --set come on top.", file=sys.stderr)
@@ -130,17 +134,38 @@ def _device_corpus(preset: str, overrides: Sequence[Override]) -> Corpus | None:
 
     Looked for before the values are checked, for what is possible depends on its rate.
     """
+    place = _device_place(preset, overrides)
+    if place is None or _is_missing(place):
+        return None  # What is not there is told of when the data are opened.
+    from data_shards.corpus import Corpus
+
+    return Corpus.open(place, "pedal")
+
+
+def _blame_missing_corpus(preset: str, overrides: Sequence[Override], error: UserError) -> None:
+    """Raises UserError with `error` after the corpus, where that is not there: its rate may be all that is wrong."""
+    place = _device_place(preset, overrides)
+    if place is not None and _is_missing(place):
+        from data_shards.corpus import Corpus
+
+        try:
+            Corpus.open(place, "pedal")
+        except UserError as missing:
+            raise UserError(f"{missing}\nThe values were checked without its rate: {error}") from error
+
+
+def _device_place(preset: str, overrides: Sequence[Override]) -> Path | str | None:
+    """Where the corpus of a device to learn should be; None for other tasks."""
     from hparams.load import peek
     from hparams.place import corpus_place
     from hparams.tasks import DEVICE_TASKS
 
     task, given = peek(preset, overrides, ("task.name", "pair_dir"))
-    place = corpus_place(given) if isinstance(given, str) else None
-    if task not in DEVICE_TASKS or place is None or (isinstance(place, Path) and not place.is_dir()):
-        return None  # What is not there is told of when the data are opened.
-    from data_shards.corpus import Corpus
+    return corpus_place(given) if task in DEVICE_TASKS and isinstance(given, str) else None
 
-    return Corpus.open(place, "pedal")
+
+def _is_missing(place: Path | str) -> bool:
+    return isinstance(place, Path) and not place.is_dir()
 
 
 def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:

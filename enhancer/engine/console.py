@@ -128,8 +128,11 @@ def values_text(values: Mapping[str, float]) -> str:
 
 
 def left_text(step: int, from_step: int, max_steps: int, seconds: float) -> str:
-    """Time that the remaining steps will take at the pace so far; nothing before the first step."""
-    if step <= from_step:
+    """Time that the remaining steps will take at the pace so far; nothing before the first step.
+
+    A batch of several updates may end beyond `max_steps`: then nothing remains either.
+    """
+    if step <= from_step or step >= max_steps:
         return ""
     left = round((max_steps - step) * seconds / (step - from_step))
     return f"  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+PARENT_VARIABLE = "WAVEWRIGHT_PARENT"
+"""Set by a sweep for its members: its process id."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -18,10 +21,12 @@ class Launch:
     """How many of the processes above belong to the launcher, so that their end is the end of the run."""
     has_user_threads: bool
     """Whether the number of threads was set by the user and not by the launcher."""
+    parent_pid: int | None = None
+    """The process above, where it said so: it may be gone before this one can look."""
 
 
 def detect() -> Launch:
-    """Tell the `deepspeed` launcher, torchrun, `accelerate launch` and a plain start apart.
+    """Tell the `deepspeed` launcher, torchrun, `accelerate launch`, a sweep and a plain start apart.
 
     torchrun (which `accelerate launch` uses for several processes) names its run; DeepSpeed's launch.py sets
     CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks.
@@ -34,7 +39,10 @@ def detect() -> Launch:
         return Launch("deepspeed", int(environment["LOCAL_SIZE"]), 2, _has_user_threads())
     if "ACCELERATE_MIXED_PRECISION" in environment:
         return Launch("accelerate", 1, 1, _has_user_threads())
-    return Launch("accelerate", 1, 0, "OMP_NUM_THREADS" in environment)
+    has_threads = "OMP_NUM_THREADS" in environment
+    if PARENT_VARIABLE in environment:
+        return Launch("accelerate", 1, 1, has_threads, int(environment[PARENT_VARIABLE]))
+    return Launch("accelerate", 1, 0, has_threads)
 
 
 def is_first_rank() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from enhancer.engine import atomic, distributed, records
+from enhancer.engine import atomic, distributed, folder_lock, records
+from enhancer.engine.folder_lock import FolderTakenError
 from enhancer.engine.manifest import DamagedCheckpoint, committed, read_manifest
 from hparams.errors import UserError
 from hparams.load import difference, dump, load
@@ -21,7 +22,6 @@ HPARAMS = "hparams.yaml"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
 STOP = "STOP"
-_LOCK = ".lock"
 
 EXIT_CODES = {"finished": 0, "failed": 1, "diverged": 70, "preempted": 75}
 
@@ -33,7 +33,6 @@ MAY_CHANGE = {
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
 Change = tuple[str, Any, Any]
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class Run:
@@ -111,6 +110,20 @@ def write_status(path: Path, text: str, is_durable: bool) -> None:
             file.truncate()
 
 
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's `status.json`, None where there is none. Raises UserError where it is damaged."""
+    path = folder / STATUS
+    if not path.exists():
+        return None
+    try:
+        status = json.loads(path.read_text("utf-8"))
+        if not {"state", "step", "reason"} <= status.keys():
+            raise ValueError("it lacks state, step or reason")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it: it only says how the run ended") from error
+    return status
+
+
 def _prepare(
     folder: Path, hp: HParams, world_size: int, fetch: Callable[[Path], None] | None
 ) -> tuple[int, list[Change] | None]:
@@ -154,24 +167,13 @@ def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[Change] |
 
 def _take_lock(folder: Path) -> int:
     """Descriptor that holds the lock of `folder` for this process. Raises UserError where another has it."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        # Of the process, not of the open file: loader workers that outlive a killed run do not keep it.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(descriptor)
-            raise UserError(
-                f"another training writes into {folder} ({owner or 'process unknown'}); "
-                f"end it (touch {folder / STOP}) or give another --run-dir"
-            ) from error
-        if error.errno not in _NO_LOCKS:  # some cluster file systems have none
-            os.close(descriptor)
-            raise
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
+        return folder_lock.take(folder)
+    except FolderTakenError as taken:
+        raise UserError(
+            f"another training writes into {folder} ({taken}); "
+            f"end it (touch {folder / STOP}) or give another --run-dir"
+        ) from taken
 
 
 def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) -> list[Change]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from enhancer.engine import distributed, launcher
+from enhancer.engine import denormals, distributed, launcher
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoint, Checkpoints
@@ -76,7 +76,8 @@ def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
         say(
             f"{backend_name} backend, {distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
         )
-        return _Session(hp, options, open_task, launch, backend_name, machine).train()
+        with denormals.flushed():
+            return _Session(hp, options, open_task, launch, backend_name, machine).train()
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return EXIT_USER
@@ -127,7 +128,8 @@ class _Session:
         remote = self.options.copies
         fetch = partial(fetch_run, remote, say=say) if remote else None
         run = Run.open(self.options.run_folder, self.hp, fetch)
-        with closing(run), listening(run.folder, self.launch.num_ancestors) as stop:
+        launch = self.launch
+        with closing(run), listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop:
             try:
                 with ExitStack() as stack:
                     try:

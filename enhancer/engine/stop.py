@@ -54,16 +54,18 @@ class Stop:
 
 
 @contextmanager
-def listening(run_folder: Path, num_ancestors: int) -> Iterator[Stop]:
+def listening(run_folder: Path, num_ancestors: int, parent_pid: int | None = None) -> Iterator[Stop]:
     """A `Stop` that hears signals, `run_folder`/STOP and the end of the nearest `num_ancestors` processes above.
 
-    The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching.
+    The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching. So does a
+    sweep that is killed. `parent_pid` is the process that started this one, where that is known: it may be gone by now.
     """
     stop = Stop()
     done = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(stop, done, run_folder / STOP, _ancestors(num_ancestors)), daemon=True
-    )
+    ancestors = _ancestors(num_ancestors)
+    if parent_pid is not None:
+        ancestors[0] = parent_pid
+    watcher = threading.Thread(target=_watch, args=(stop, done, run_folder / STOP, ancestors), daemon=True)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     watcher.start()
     try:

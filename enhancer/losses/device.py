@@ -7,6 +7,7 @@ between two riffs would weigh as much as the riffs. EPSILON (a power, -50 dBFS) 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -146,17 +147,10 @@ class HFHinge:
 
 
 class Spectral(HFHinge):
-    """The former name of HFHinge."""
+    """The former name of HFHinge, with its arguments."""
 
-    def __init__(
-        self,
-        rate_hz: float | int,
-        fmin: float | int = 10_000.0,
-        strength: float | int = 0.5,
-        n_fft: int = 2048,
-        hop_samples: int = 512,
-    ) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         warnings.warn(
             "the loss Spectral is deprecated; it is called HFHinge", DeprecationWarning, stacklevel=2
         )
-        super().__init__(rate_hz, fmin, strength, n_fft, hop_samples)
+        super().__init__(*args, **options)

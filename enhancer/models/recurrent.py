@@ -7,6 +7,7 @@ to learn what the device changes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,8 @@ State = tuple[Any, ...]
 
 MAX_STEPS = 65_535
 """Time steps of one call of cuDNN's recurrent layers; they fail above it (pytorch issue 133751)."""
+SHORTEST_MEMORY, LONGEST_MEMORY = 1.1, 2000.0
+"""Samples over which the units of a fresh model remember."""
 
 
 class RecurrentDevice(nn.Module):
@@ -44,6 +47,26 @@ class RecurrentDevice(nn.Module):
         layer = nn.LSTM if unit == "lstm" else nn.GRU
         self.recurrent = layer(1 + num_knobs, hidden_size, num_layers)
         self.head = nn.Linear(hidden_size, 1)
+        self._spread_memory()
+
+    @torch.no_grad()
+    def _spread_memory(self) -> None:
+        """Start the units with memories from about a sample to LONGEST_MEMORY, evenly in their logarithm.
+
+        A gate that keeps 1 - 1/u of a unit's value forgets over u samples, so its bias is logit(1 - 1/u) = log(u - 1);
+        a unit that keeps more takes in less (C. Tallec, Y. Ollivier, "Can recurrent neural networks warp time?", 2018).
+        The slow units carry the coupling capacitors of a device, which gradients over short chunks hardly find.
+        """
+        size = self.hidden_size
+        bounds = (math.log(SHORTEST_MEMORY - 1), math.log(LONGEST_MEMORY - 1))
+        keep = torch.linspace(*bounds, size)
+        for layer in range(self.num_layers):
+            bias = getattr(self.recurrent, f"bias_ih_l{layer}")
+            getattr(self.recurrent, f"bias_hh_l{layer}").zero_()
+            bias.zero_()
+            bias[size : 2 * size] = keep  # torch's order: input, forget, cell, output; or reset, update, new
+            if self.unit == "lstm":
+                bias[:size] = -keep
 
     def forward(
         self, dry: Tensor, knobs: Tensor | None = None, state: State | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from enhancer.charts import Array
 from enhancer.engine import records
 from enhancer.engine.monitor import SAMPLES
-from enhancer.engine.run import HPARAMS, METRICS, STATUS
+from enhancer.engine.run import HPARAMS, METRICS, read_status
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.load import load
@@ -132,7 +131,12 @@ def read_run(folder: Path, name: str, tone: str) -> RunRecord:
             f"{folder} holds no {HPARAMS}, so it is not a run folder; give the --run-dir of a training run"
         )
     run = RunRecord(
-        folder, name, tone, load(folder / HPARAMS), _status(folder), tuple(records.read(folder / METRICS))
+        folder,
+        name,
+        tone,
+        load(folder / HPARAMS),
+        read_status(folder) or {},
+        tuple(records.read(folder / METRICS)),
     )
     if not run.evaluations:
         raise UserError(
@@ -170,16 +174,3 @@ def number(value: Any) -> float:
 def _columns(lines: list[Record], value_of: Any) -> tuple[Array, Array]:
     steps = np.array([number(record.get("step")) for record in lines], np.float64)
     return steps, np.array([number(value_of(record)) for record in lines], np.float64)
-
-
-def _status(folder: Path) -> Record:
-    """Content of status.json, empty where there is none. Raises UserError where it is no JSON."""
-    try:
-        status = json.loads((folder / STATUS).read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"{folder / STATUS} is not JSON ({error}); remove it, it is only told from"
-        ) from error
-    return status if isinstance(status, dict) else {}

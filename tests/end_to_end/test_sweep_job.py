@@ -121,8 +121,8 @@ def test_a_failing_member_stands_in_the_table_and_finished_ones_are_skipped(
     assert before == {name: status(output / name)["updated"] for name in before}
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
+def start_long(place: Path, output: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A sweep of two members that would train for hours, in the middle of the first; and that one's folder."""
     text = (
         SWEEP.replace(", 30", "")
         .replace("seeds: [0, 1]", "seeds: [0]")
@@ -136,20 +136,52 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) 
         stderr=subprocess.STDOUT,
         text=True,
     )
-    first, second = (output / f"training_seconds={seconds},seed=0" for seconds in (0.1, 0.2))
+    first = output / "training_seconds=0.1,seed=0"
     deadline = time.monotonic() + 300
     while status(first)["step"] < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
+    return process, first
+
+
+def go_on(
+    place: Path, output: Path, first: Path, steps: int, reached: int
+) -> subprocess.CompletedProcess[str]:
+    """The same command to the end of `steps`; the first member began where it was."""
+    done = run_sweep([*command(place, output, name="long"), f"max_steps={steps}"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["state"] for row in rows(output / "members.csv")] == ["finished", "finished"]
+    events = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert any(f"going on from step-{reached:07d}" in line.get("text", "") for line in events)
+    return done
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process, first = start_long(place, output)
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 75, told
     reached = status(first)
     assert reached["state"] == "preempted" and reached["step"] >= 4
-    assert not second.exists() and not (output / "results.csv").exists()
+    assert not (output / "training_seconds=0.2,seed=0").exists() and not (output / "results.csv").exists()
+    go_on(place, output, first, reached["step"] + 10, reached["step"])
 
-    steps = reached["step"] + 10
-    done = run_sweep([*command(place, output, name="long"), f"max_steps={steps}"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["state"] for row in rows(output / "members.csv")] == ["finished", "finished"]
-    events = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
-    assert any(f"going on from step-{reached['step']:07d}" in line.get("text", "") for line in events)
+
+def test_members_of_a_killed_sweep_save_and_end_and_the_same_command_goes_on(
+    place: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    process, first = start_long(place, output)
+    second = run_sweep(command(place, output, name="long"))
+    assert second.returncode == 2, second.stdout + second.stderr
+    assert f"another sweep works in {output} (process {process.pid} on " in second.stderr
+    assert process.poll() is None and status(first)["state"] == "running"
+
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while status(first)["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    reached = status(first)
+    assert (reached["state"], reached["reason"]) == ("preempted", "the launcher is gone")
+    go_on(place, output, first, reached["step"] + 10, reached["step"])

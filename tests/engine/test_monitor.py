@@ -16,7 +16,7 @@ from scipy.io import wavfile
 
 from enhancer.engine import monitor as monitor_module
 from enhancer.engine import records
-from enhancer.engine.console import BarConsole, PlainConsole, open_console, values_text
+from enhancer.engine.console import BarConsole, PlainConsole, left_text, open_console, values_text
 from enhancer.engine.monitor import Monitor
 from hparams.errors import UserError
 
@@ -238,3 +238,9 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     code += "'soundfile', 'deepspeed') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_time_left_is_that_of_the_pace_so_far_and_never_below_none():
+    assert left_text(30, 10, 100, 40.0) == "  0:02:20 left"
+    # Batches of eleven updates end beyond the last step.
+    assert [left_text(step, 0, 100, 5.0) for step in (0, 100, 105)] == ["", "", ""]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from tiny_backend import TinyBackend, checkpoints_in, state_at
 
-from enhancer.engine import atomic, records
+from enhancer.engine import atomic, folder_lock, records
 from enhancer.engine import run as run_module
 from enhancer.engine.run import Run
 from hparams.errors import UserError
@@ -203,6 +205,25 @@ def test_the_lock_is_held_until_the_run_is_closed(tmp_path):
     assert "locked" in other_training(tmp_path).communicate("")[1]
     run.close()
     assert other_training(tmp_path).communicate("")[0] == "holding\n"
+
+
+def test_a_lock_says_who_holds_it_since_when_and_dies_with_its_process(tmp_path):
+    assert folder_lock.holder(tmp_path) is None
+    code = (
+        "import sys, pathlib; from enhancer.engine import folder_lock\n"
+        "lock = folder_lock.take(pathlib.Path(sys.argv[1])); print('holding', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "holding\n"
+        words = rf"process {process.pid} on {socket.gethostname()} since \d{{4}}-\d\d-\d\dT.*"
+        assert re.fullmatch(words, folder_lock.holder(tmp_path))
+        with pytest.raises(folder_lock.FolderTakenError, match=words):
+            folder_lock.take(tmp_path)
+        process.kill()
+        process.wait()
+    assert folder_lock.holder(tmp_path) is None
+    os.close(folder_lock.take(tmp_path))
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import start_ranks, status, wait, wait_until
 
 from enhancer.engine.batches import Batches
+from enhancer.engine.launcher import PARENT_VARIABLE, detect
 from enhancer.engine.stop import Stop, listening
 
 FOREVER = ("--set", "max_steps=100000", "--set", "save_every=100000", "--set", "eval_every=100000")
@@ -72,6 +73,25 @@ def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
     wait_until((tmp_path / "heard").exists, 10, "the rank to hear of it")
     wait_until(lambda: (tmp_path / "heard").read_text(), 5, "the reason")
     assert (tmp_path / "heard").read_text() == "the launcher is gone"
+
+
+def test_a_starter_that_died_before_anybody_listened_is_missed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with listening(tmp_path, 1, gone.pid) as stop:
+        wait_until(lambda: stop.is_requested, 5, "the request")
+    assert stop.reason == "the launcher is gone"
+    with listening(tmp_path, 1, os.getppid()) as stop:
+        time.sleep(1)
+        assert not stop.is_requested
+
+
+def test_the_member_of_a_sweep_watches_the_sweep(monkeypatch):
+    for name in ("RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    assert (detect().num_ancestors, detect().parent_pid) == (0, None)
+    monkeypatch.setenv(PARENT_VARIABLE, "4711")
+    assert (detect().num_ancestors, detect().parent_pid) == (1, 4711)
 
 
 def test_waiting_for_data_ends_when_asked_to_stop():

@@ -169,7 +169,9 @@ def test_an_rtneural_file_read_by_numpy_is_the_model(options, num_knobs):
     dry, knobs = riff(3000), torch.rand(1, num_knobs, generator=torch.Generator().manual_seed(4))
     inputs = np.concatenate([dry[0, :, None], knobs.expand(3000, -1)], axis=1).astype(np.float64)
     found = play_rtneural(rtneural.export(device, PLAIN).data, inputs)
-    assert np.abs(found - output(device, dry, knobs)).max() <= 1e-6
+    # In float64 on both sides: a GRU that remembers 2000 samples sums up their rounding in float32.
+    expected = output(device.double(), dry.double(), knobs.double())
+    assert np.abs(found - expected).max() <= 1e-6
 
 
 @pytest.mark.parametrize(("num_knobs", "has_skip"), [(0, True), (0, False), (2, True)])

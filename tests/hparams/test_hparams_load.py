@@ -159,9 +159,14 @@ def test_a_rule_across_fields_names_the_lines_of_its_keys(tmp_path):
         ("extends: [base]\n", ["mine.yaml:1: extends must be"]),
         ("extends: bsae\n", ["mine.yaml:1: extends: no preset is called 'bsae'", "did you mean base"]),
         ("extends: ./other.yaml\n", ["mine.yaml:1", "other.yaml: no such file"]),
+        (
+            "nj: 1\nextends: RNN3.json\n",
+            ["mine.yaml:2: extends: ", "of Automated-GuitarAmpModelling", "--print-config"],
+        ),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(tmp_path, text, words):
+    write(tmp_path, "RNN3.json", '{"hidden_size": 20}')
     with pytest.raises(UserError) as caught:
         load(write(tmp_path, "mine.yaml", text))
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)

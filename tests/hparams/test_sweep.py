@@ -77,6 +77,9 @@ def test_a_preset_of_ones_own_lies_beside_the_sweep(tmp_path: Path) -> None:
     text = "preset: ./own.yaml\ngrid:\n  max_lr: [1e-3]\nseeds: [0]\n"
     sweep = read_sweep(write(tmp_path, text))
     assert load(sweep.preset, sweep.members[0].overrides).max_steps == 777
+    (tmp_path / "RNN3.json").write_text('{"hidden_size": 20}')
+    sweep = read_sweep(write(tmp_path, text.replace("./own.yaml", "RNN3.json")))
+    assert load(sweep.preset, sweep.members[0].overrides).task.hidden_size == 20
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,18 @@ def test_a_checkpoint_that_was_not_judged_has_no_esr(tmp_path):
     assert "training" not in json.loads((tmp_path / "a.nam").read_text())["metadata"]
 
 
+def test_a_run_that_may_get_better_is_exported_with_a_word_of_that(lstm_run, tmp_path, capsys):
+    for state, text in (
+        ("preempted", f"note: {lstm_run} is preempted at step 7; its best"),
+        ("finished", ""),
+    ):
+        content = json.dumps({"state": state, "step": 7, "reason": ""})
+        (lstm_run / "status.json").write_text(content)
+        assert export(lstm_run, tmp_path / "a.nam", "--format", "nam") == 0
+        said = capsys.readouterr().err
+        assert said.startswith(text) and bool(said) == bool(text)
+
+
 @pytest.mark.parametrize(
     ("missing", "text"),
     [

@@ -19,8 +19,9 @@ from hparams.errors import UserError
 from launch import sweep_figures
 from launch.sweep import main
 from launch.sweep_members import plan, progress_of
+from launch.sweep_page import page
 from launch.sweep_results import Result, read_results
-from launch.sweep_table import make_tables, page
+from launch.sweep_table import make_tables
 from tests.launch.sweep_runs import RATE_HZ, SWEEP, sweep_in, write_run, write_status
 
 FAILURE = "RuntimeError: <b>no room</b> & more"
@@ -156,6 +157,7 @@ class _Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.tags: list[str] = []
         self.images: list[bytes] = []
+        self.is_in_cell = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -163,11 +165,15 @@ class _Page(HTMLParser):
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
+            self.is_in_cell = True
         elif tag == "img":
             self.images.append(base64.b64decode(dict(attrs)["src"].removeprefix("data:image/png;base64,")))  # type: ignore[union-attr]
 
+    def handle_endtag(self, tag: str) -> None:
+        self.is_in_cell = self.is_in_cell and tag not in ("td", "th")
+
     def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1]:
+        if self.is_in_cell:
             self.rows[-1][-1] += data
 
 
@@ -186,6 +192,22 @@ def test_the_page_shows_the_failure_and_its_reason_and_holds_its_pictures(result
     assert text.count("class=strong") >= 1
     strong = text.split("<tr class=strong>")[1]
     assert strong.startswith("<td class=number>32</td><td>lstm</td>")
+
+
+def test_the_page_has_means_with_their_intervals_and_a_table_of_differences(results: list[Result]) -> None:
+    tables = make_tables(results, "esr", "t")
+    found = _Page()
+    found.feed(page("mine", [], tables, {}, False))
+    first = tables.settings[0]
+    interval = f"{first['esr_mean']:.4g} ({first['esr_low']:.4g} … {first['esr_high']:.4g})"
+    assert interval in next(row for row in found.rows if row[:2] == ["8", "lstm"])
+    head = next(number for number, row in enumerate(found.rows) if "hidden_size=8, model=gru" in row)
+    line = found.rows[head + 1]
+    assert line[0] == "hidden_size=8, model=lstm" and len(line) == len(found.rows[head]) == 6
+    pair = tables.pairs[1]
+    assert line[2] == f"{pair['a_minus_b']:+.3g}p {pair['p_holm']:.2g}"
+    # The last setting has one seed: a difference without a test. A setting is not compared with itself.
+    assert line[5] == f"{tables.pairs[4]['a_minus_b']:+.3g}" and found.rows[head + 2][1] == ""
 
 
 def lines_of(axis: object) -> dict[str, list[tuple[float, float]]]:
@@ -239,8 +261,8 @@ def test_files_curves_and_waves_are_drawn_for_every_setting(results: list[Result
     waves, rate_hz = sweep_figures.validation_waves(results)
     assert rate_hz == RATE_HZ and len(waves) == 6
     drawn = sweep_figures.waves_figure(waves, rate_hz)
-    first = drawn.axes[0].get_lines()[0].get_xdata()[0]
-    assert first >= 500  # milliseconds: before that the target is silent
+    assert drawn.axes[0].get_lines()[0].get_xdata()[0] == 0
+    assert float(drawn.get_supxlabel().split()[2]) >= 0.5  # seconds: before that the target is silent
     for each in (figure, curves, drawn):
         assert Image.open(io.BytesIO(sweep_figures.png(each))).width > 500
 

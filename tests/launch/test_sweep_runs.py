@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +23,7 @@ from launch import sweep_slurm
 from launch.sweep import main
 from launch.sweep_local import train_here
 from launch.sweep_members import Planned
-from tests.launch.sweep_runs import sweep_in, write_hparams, write_status
+from tests.launch.sweep_runs import sweep_in, write_hparams, write_run, write_status
 
 # Says when it ran and with how many threads; ends as its folder's name wants it.
 PROGRAM = """
@@ -119,6 +122,57 @@ def test_ctrl_c_has_the_running_members_save_and_starts_no_more(
     assert [json.loads(path.read_text())["state"] for path in statuses[:2]] == ["preempted", "preempted"]
     assert not statuses[2].exists() and not statuses[3].exists()
     assert "stopping: 2 members save first" in capsys.readouterr().out
+
+
+# Keeps a folder as another process would, until its input ends.
+HOLDER = """
+import sys, pathlib
+from enhancer.engine import folder_lock
+lock = folder_lock.take(pathlib.Path(sys.argv[1]))
+print("holding", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`folder`, in the hands of another process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "holding\n"
+        yield process
+
+
+def test_a_second_sweep_in_the_folder_is_told_who_holds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, members = sweep_in(tmp_path)
+    for each in members:
+        write_run(each, [0.5])
+    words = [str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "out")]
+    with held(tmp_path / "out") as other:
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert f"another sweep works in {tmp_path / 'out'} (process {other.pid} on " in error
+        assert " since 20" in error and not (tmp_path / "out" / "results.csv").exists()
+        assert main([*words, "--no-runs"]) == 0
+        # What a killed sweep held is free again.
+        other.kill()
+    assert main(words) == 0
+
+
+def test_a_member_that_another_process_still_trains_waits_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = stand_in(sweep_in(tmp_path)[1][:2], {}, 0.5)
+    with held(members[0].folder) as other:
+        assert other.stdin is not None
+        threading.Timer(1.5, other.stdin.close).start()
+        assert train_here(members, 1) == {}
+    assert ran(members[1])[1] <= ran(members[0])[0]
+    told = capsys.readouterr().out
+    assert told.count(f"{members[0].label} waits: process {other.pid} on ") == 1
 
 
 class Cluster:

@@ -63,6 +63,18 @@ def test_a_value_that_the_rate_of_the_corpus_does_not_allow_is_refused(corpus, c
     assert "task.hf_hinge_fmin 50000 Hz lies above half of wav_rate 96000" in text
 
 
+@pytest.mark.parametrize("preset", ["pedal_lstm", "pedal_context"])
+def test_a_missing_corpus_is_told_before_the_values_that_its_rate_decides(tmp_path, capsys, preset):
+    values = [f"pair_dir={tmp_path / 'gone'}", "task.hf_hinge_fmin=30000", "max_lrr=1"]
+    text = refused(capsys, "--hparams", preset, "--set", *values)
+    missing = f"error: The pedal corpus {tmp_path / 'gone'} does not exist. Build it: "
+    assert text.startswith(missing) and "launch/build_shards.py pedal --dry" in text
+    rest = text.partition("\nThe values were checked without its rate: ")[2]
+    assert "hf_hinge_fmin" in rest and "there is no key max_lrr" in rest
+    hp, said = printed(capsys, "--hparams", preset, "--set", values[0])
+    assert (hp["wav_rate"], said) == (44_100, "")
+
+
 def test_a_given_rate_wins_and_other_mistakes_are_told_as_before(corpus, capsys):
     hp, _ = printed(capsys, "--hparams", "pedal_lstm", "--set", f"pair_dir={corpus}", "wav_rate=48000")
     assert hp["wav_rate"] == 48_000

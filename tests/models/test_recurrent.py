@@ -134,3 +134,20 @@ def test_other_knobs_than_the_model_has_are_refused(model, knobs):
 def test_an_unknown_unit_is_refused():
     with pytest.raises(ValueError, match="needed 'lstm' or 'gru'"):
         RecurrentDevice(unit="rnn")
+
+
+@pytest.mark.parametrize("unit", ["lstm", "gru"])
+def test_units_of_a_fresh_model_forget_over_one_to_two_thousand_samples(unit: str) -> None:
+    model = device(unit=unit, hidden_size=5, num_layers=2).double()
+    with torch.no_grad():
+        for name, value in model.recurrent.named_parameters():
+            if name.startswith("weight"):
+                value.zero_()
+        # With nothing coming in, each unit's value falls by what its gate keeps: u samples to 1/u of it lost.
+        ones = torch.ones(2, 1, 5, dtype=torch.float64)
+        start = (ones, ones) if unit == "lstm" else ones
+        _, end = model.recurrent(torch.zeros(1, 1, 1, dtype=torch.float64), start)
+    kept = end[1] if unit == "lstm" else end
+    memory = 1 / (1 - kept)
+    expected = 1 + torch.logspace(-1, np.log10(1999), 5, dtype=torch.float64)
+    torch.testing.assert_close(memory, expected.expand(2, 1, 5), rtol=1e-4, atol=0)
