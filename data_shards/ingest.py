@@ -91,7 +91,8 @@ def read_blocks(path: str, header: AudioHeader) -> Iterator[np.ndarray]:
                 is_sound = np.abs(block) <= MAX_FLOAT_LEVEL  # NaN is not.
                 if not is_sound.all():
                     where = seen + int(np.argmin(is_sound.all(axis=1)))
-                    raise RejectedInput(f"NaN, infinite or absurdly large sample at frame {where}")
+                    what = "NaN or infinite" if not np.isfinite(block).all() else "absurdly large"
+                    raise RejectedInput(f"{what} sample at frame {where}")
                 seen += len(block)
                 yield block
     except (soundfile.LibsndfileError, OSError) as error:

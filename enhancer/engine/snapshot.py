@@ -11,7 +11,7 @@ from torch import Tensor
 
 Files = dict[str, Any]
 """Content by file name: tensors by name of a `.safetensors`, tensors and plain values in nested dicts and lists of a
-`.pt`; else bytes."""
+`.state`; else bytes."""
 
 _BLOCK_BYTES = 64 << 20
 _ALIGN_BYTES = 64

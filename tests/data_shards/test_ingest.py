@@ -15,7 +15,7 @@ from scipy.signal import resample_poly
 from data_shards.build import build_corpus
 from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
-from data_shards.ingest import RejectedInput, probe
+from data_shards.ingest import RejectedInput, probe, read_blocks
 from data_shards.pieces import direct_path_first
 from data_shards.scan import find_audio
 from data_shards.verify import verify_corpus
@@ -297,3 +297,13 @@ def test_an_hour_of_silence_in_few_bytes_is_read(tmp_path):
     path = audio.write(tmp_path / "a.flac", wave, subtype="PCM_16")
     assert path.stat().st_size < 200_000
     assert probe(find_audio(tmp_path)[0]).frames == len(wave)
+
+
+def test_a_sample_far_beyond_full_scale_is_rejected_with_its_place(tmp_path):
+    """A corpus of float samples could not say such a peak."""
+    wave = audio.noise(0.3)
+    wave[700] = -2e6
+    path = audio.write(tmp_path / "a.wav", wave, subtype="FLOAT")
+    header = probe(find_audio(tmp_path)[0])
+    with pytest.raises(RejectedInput, match="absurdly large sample at frame 700"):
+        list(read_blocks(str(path), header))

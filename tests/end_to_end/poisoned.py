@@ -17,6 +17,7 @@ from enhancer.engine import deepspeed_machine
 from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.deepspeed_backend import DeepSpeedBackend
 from enhancer.engine.manifest import MANIFEST
+from enhancer.engine.retention import Retention
 from enhancer.engine.session import leave
 from enhancer.engine.state import State
 from enhancer.engine.stop import Stop
@@ -40,7 +41,7 @@ def main() -> None:
     update = Update(backend, task.main_module, Stop())
     batch = {key: value.to(device) for key, value in next(ToyStream().from_draw(0)).items()}
     task.step(StepModules(backend.modules, backend.raw_modules), batch, update)
-    kept = Checkpoints(options.folder / "kept", 3, {}).save(State(step=1, draws=8), backend)
+    kept = Checkpoints(options.folder / "kept", Retention(3), {}).save(State(step=1, draws=8), backend)
     names = sorted(json.loads((kept / MANIFEST).read_bytes())["files"])
     restore(options.folder / "kept", backend)
     for name in names:
@@ -60,7 +61,7 @@ def main() -> None:
 
 def restore(run: Path, backend: DeepSpeedBackend) -> None:
     """Go on with the newest checkpoint of `run`."""
-    checkpoints = Checkpoints(run, 3, {})
+    checkpoints = Checkpoints(run, Retention(3), {})
     checkpoint = checkpoints.latest_valid()
     assert checkpoint is not None
     checkpoints.restore(checkpoint, backend)

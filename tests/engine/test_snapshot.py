@@ -61,10 +61,10 @@ def test_a_state_is_kept_as_it_was_also_through_a_file(tmp_path, random):
     assert_equal(kept, expected)
     mean = kept["optimizer"]["state"][0]["mean"]
     assert mean.is_contiguous(memory_format=torch.channels_last)
-    write_file(tmp_path / "state.pt", kept)
-    assert_equal(read_state(tmp_path / "state.pt"), expected)
+    write_file(tmp_path / "a.state", kept)
+    assert_equal(read_state(tmp_path / "a.state"), expected)
     # Every tensor has a storage of its own, or torch.save would write the whole block for each.
-    assert (tmp_path / "state.pt").stat().st_size < 20_000
+    assert (tmp_path / "a.state").stat().st_size < 20_000
 
 
 def test_weights_are_rows_of_float32_and_other_types_stay(tmp_path, random):

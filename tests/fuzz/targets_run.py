@@ -18,6 +18,7 @@ from enhancer.engine.manifest import MANIFEST, _checksum
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.records import encode
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
+from enhancer.engine.retention import Retention
 from enhancer.engine.run import METRICS, STATUS, read_status
 from enhancer.engine.state import State
 from enhancer.inference import load_run
@@ -66,7 +67,7 @@ def make_run(folder: Path) -> Path:
         backend.backward(name, loss)
         backend.step(name, loss.detach())
     record = {"task": "pedal", "global_batch": 16, "fingerprint": "corpora", "hparams": {}, "versions": {}}
-    Checkpoints(folder, 3, record).save(
+    Checkpoints(folder, Retention(3), record).save(
         State(step=3, draws=48, best=0.5, best_step=3), backend, average, is_best=True
     )
     (folder / "hparams.yaml").write_text(dump(HP))
@@ -101,7 +102,7 @@ def sign(folder: Path, content: Any) -> None:
 def use(run: Path) -> None:
     """Go on with the run, as far as its checkpoint goes, and use its weights."""
     backend, average = modules_of(HP)
-    checkpoints = Checkpoints(run, 3, {})
+    checkpoints = Checkpoints(run, Retention(3), {})
     checkpoint = checkpoints.latest_valid()
     if checkpoint is not None:
         batch_per_rank(checkpoint.record, 1)

@@ -29,10 +29,10 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(root / f"run{HOSTILE}", hparams_of("pedal", {"pair_dir": pair}))
     with (run / "metrics.jsonl").open("a") as file:
         text = "</script><script>window.owned=1</script>\"'" + HOSTILE
-        file.write(json.dumps({"kind": "event", "step": text, "name": text, "text": text}) + "\n")
+        file.write(json.dumps({"kind": "event", "step": 60, "name": text, "text": text}) + "\n")
         file.write(json.dumps({"kind": "step", "step": 61, text: 1.0}) + "\n")
         interval = {"mean": 1.0, "low": 0.5, "high": 2.0}
         evaluation = {"kind": "evaluation", "step": 61, "summary": {text: interval, "esr": interval}}
         file.write(json.dumps({**evaluation, "rows": [{"item": 0, text: 1.0, "esr": 1.0}]}) + "\n")
-    (run / "status.json").write_text(json.dumps({"state": HOSTILE, "reason": HOSTILE, "step": HOSTILE}))
+    (run / "status.json").write_text(json.dumps({"state": HOSTILE, "reason": HOSTILE, "step": 60}))
     return run
