@@ -171,6 +171,18 @@ class HParams:
     data_timeout_seconds: Annotated[
         PositiveFloat, Field(description="longest wait for one batch before the run fails")
     ] = 120.0
+    hang_timeout_seconds: Annotated[
+        float,
+        Field(ge=5, description="a rank that gives no sign of life for so long ends the run (exit 71)"),
+    ] = 15.0
+    stall_timeout_seconds: Annotated[
+        float,
+        Field(
+            ge=5,
+            description="the run ends (exit 71) when no rank finishes a step, a batch of an evaluation, a save or a "
+            "phase of starting for so long",
+        ),
+    ] = 1200.0
 
     def __post_init__(self) -> None:
         if self.win_size > self.n_fft:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from enhancer.engine import distributed
+from enhancer.engine.pulse import Pulse
 from enhancer.engine.stop import Stop
 from enhancer.engine.task import Batch
 from hparams.errors import UserError
 
 TURN_SECONDS = 0.5
+WAITING = "waiting for data"
 
 
 class DataFailure(UserError):
@@ -21,10 +23,13 @@ class DataFailure(UserError):
 class Batches:
     """Batches of `source`. `next` gives None after a failure or when asked to stop while waiting."""
 
-    def __init__(self, source: Iterator[Batch], timeout_seconds: float, stop: Stop) -> None:
+    def __init__(
+        self, source: Iterator[Batch], timeout_seconds: float, stop: Stop, pulse: Pulse | None = None
+    ) -> None:
         self._source: Any = source
         self._timeout_seconds = timeout_seconds
         self._stop = stop
+        self._pulse = pulse or Pulse()
         self.failure = ""
         """What went wrong on this rank, or nothing."""
         self.wait_seconds = 0.0
@@ -61,6 +66,7 @@ class Batches:
             return next(self._source)
         progress_seen = None
         while True:
+            self._pulse.mark(WAITING)
             batch = self._source.next_batch(TURN_SECONDS)
             if batch is not None or self._stop.is_requested:
                 return batch

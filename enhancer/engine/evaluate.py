@@ -14,6 +14,7 @@ from enhancer.engine import distributed, rng
 from enhancer.engine.backend import Backend
 from enhancer.engine.batches import raise_failures
 from enhancer.engine.guard import Flags
+from enhancer.engine.pulse import Pulse
 from enhancer.engine.stop import Stop
 from enhancer.engine.task import Batch, Media, Stream, Task
 from enhancer.engine.update import StepModules
@@ -43,7 +44,9 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(task: Task, stream: Stream, backend: Backend, stop: Stop, media: Media) -> Evaluation | None:
+def evaluate(
+    task: Task, stream: Stream, backend: Backend, stop: Stop, media: Media, pulse: Pulse | None = None
+) -> Evaluation | None:
     """Metrics of the validation list, or None when a stop request made all ranks give it up.
 
     The first batch is given to the task's `show`. Neither the modules' modes nor the random generators of training
@@ -52,7 +55,7 @@ def evaluate(task: Task, stream: Stream, backend: Backend, stop: Stop, media: Me
     started = time.perf_counter()
     modules = StepModules(backend.raw_modules, backend.raw_modules)
     with _evaluating(modules):
-        rows = _rows_of_this_rank(task, stream, backend, modules, stop, media)
+        rows = _rows_of_this_rank(task, stream, backend, modules, stop, media, pulse or Pulse())
     if rows is None:
         return None
     gathered = sorted(
@@ -81,11 +84,12 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
 
 
 def _rows_of_this_rank(
-    task: Task, stream: Stream, backend: Backend, modules: StepModules, stop: Stop, media: Media
+    task: Task, stream: Stream, backend: Backend, modules: StepModules, stop: Stop, media: Media, pulse: Pulse
 ) -> list[Row] | None:
     rows: list[Row] = []
     is_first = True
     for batch, failure in _checked(stream):
+        pulse.mark("an evaluation")
         agreed = Flags(is_stopping=stop.is_requested, is_missing=bool(failure)).agreed()
         if agreed.is_missing:
             raise_failures(failure)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from enhancer.engine import distributed, rng
-from enhancer.engine.batches import Batches, DataFailure, raise_failures
+from enhancer.engine.batches import WAITING, Batches, DataFailure, raise_failures
 from enhancer.engine.clock import Clock, crossed
 from enhancer.engine.guard import Flags, StepAborted
 from enhancer.engine.job import Job, Outcome
@@ -44,12 +44,13 @@ def fit(job: Job, state: State) -> Outcome:
     if state.lr_decays:
         job.backend.set_max_lr(max_lr(hp, state))
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
-    batches = Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop)
+    batches = Batches(job.stream.from_draw(state.draws), hp.data_timeout_seconds, job.stop, job.pulse)
     try:
         with closing(batches):
             while not is_over(hp, state) and not is_stopping:
                 before, rate = state.step, job.backend.learning_rate(job.task.main_module)
                 clock.start()
+                job.pulse.mark(WAITING, state.step)
                 batch = batches.next()
                 metrics = _step(job, update, batches, batch)
                 if metrics is None:
@@ -97,6 +98,7 @@ def _step(job: Job, update: Update, batches: Batches, batch: Batch | None) -> di
     """Metrics of one guarded step, None when a rank was told to stop while waiting for its batch."""
     if not _all_have_one(batches, batch):
         return None
+    job.pulse.mark("a step")
     generators = rng.capture()
     update.begin(is_missing=batch is None)
     present = batch or batches.last

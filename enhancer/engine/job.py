@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.monitor import Monitor
+from enhancer.engine.pulse import Pulse
 from enhancer.engine.run import EXIT_CODES, Run
 from enhancer.engine.state import State
 from enhancer.engine.stop import Stop
@@ -33,6 +34,8 @@ class Job:
     """Length of an example, for the logged speed; 0 where it has none."""
     average: WeightAverage | None = None
     """Of the main module's weights, where `ema_decay` asks for one."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """Told where training is, so that a standstill is noticed."""
 
 
 @dataclass(frozen=True)

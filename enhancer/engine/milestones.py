@@ -14,6 +14,7 @@ from enhancer.engine.clock import crossed
 from enhancer.engine.evaluate import evaluate
 from enhancer.engine.guard import save_replay
 from enhancer.engine.job import Job, Outcome
+from enhancer.engine.pulse import COPYING
 from enhancer.engine.schedule import plateau_rate
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
@@ -41,10 +42,11 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     is_last = state.step >= job.hp.max_steps and state.evaluated < state.step
     if not (is_last or crossed(state.evaluated, state.step, job.hp.eval_every)):
         return state, False
+    job.pulse.mark("an evaluation", state.step)
     job.monitor.say(f"evaluating at step {state.step}")
     media = job.monitor.media(state.step)
     with job.average.in_place() if job.average else nullcontext():
-        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media)
+        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse)
     if evaluation is None:
         job.monitor.event(state.step, "evaluation_abandoned", "evaluation given up: asked to stop")
         return state, True
@@ -98,6 +100,7 @@ def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool
 
 def save(job: Job, state: State, *, is_waiting: bool = False) -> int:
     """Begin a checkpoint of `state`, and publish it where `is_waiting`; its step."""
+    job.pulse.mark("a save", state.step)
     job.checkpoints.save(state, job.backend, job.average, is_waiting=is_waiting)
     tell_saved(job)
     return state.step
@@ -133,6 +136,8 @@ def save_before_failing(job: Job, state: State, saved_step: int, failure: DataFa
 def finish_saving(job: Job) -> None:
     """Wait until what is under way is published and copied. Raises UserError on all ranks alike where it cannot be."""
     try:
+        job.checkpoints.finish()
+        job.pulse.mark(COPYING)
         job.checkpoints.finish_copies()
     finally:
         tell_saved(job)
@@ -171,6 +176,7 @@ def end(job: Job, outcome: Outcome) -> Outcome:
     text = f"{outcome.status} at step {outcome.state.step}" + (
         f": {outcome.reason}" if outcome.reason else ""
     )
+    job.pulse.mark("the end", outcome.state.step)
     job.monitor.event(outcome.state.step, outcome.status, text)
     distributed.barrier()  # A launcher ends the other ranks as soon as one is gone.
     job.run.status(outcome.status, outcome.state.step, outcome.reason)

@@ -24,11 +24,14 @@ METRICS = "metrics.jsonl"
 STOP = "STOP"
 
 EXIT_CODES = {"finished": 0, "failed": 1, "diverged": 70, "preempted": 75}
+EXIT_LOST = 71
+"""Of a failed run in which a rank died, froze or got stuck: no fault of what was given, so run again."""
 
 # These do not change what is learned. Of the corpora only the place may change: every checkpoint holds their
 # fingerprint. max_steps, and on a plateau eval_every, bend the rest of the learning rate, as asked for.
 MAY_CHANGE = {
     *("nj", "log_every", "eval_every", "save_every", "data_timeout_seconds"),
+    *("hang_timeout_seconds", "stall_timeout_seconds"),
     *("keep_checkpoints", "keep_every_steps", "async_checkpoints", "checkpoint_copy_url"),
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
@@ -64,10 +67,21 @@ class Run:
         run._lock = lock if distributed.is_main() else None
         return run
 
-    def status(self, state: str, step: int, reason: str = "", exit_code: int | None = None) -> None:
-        """Replace `status.json`. `state` is running, finished, preempted, diverged or failed."""
+    def status(
+        self,
+        state: str,
+        step: int,
+        reason: str = "",
+        exit_code: int | None = None,
+        *,
+        is_forced: bool = False,
+    ) -> None:
+        """Replace `status.json`. `state` is running, finished, preempted, diverged or failed.
+
+        `is_forced`: also on another rank than 0, which may be the one that is lost.
+        """
         self.step = step
-        if not distributed.is_main():
+        if not (is_forced or distributed.is_main()):
             return
         content = {
             "state": state,

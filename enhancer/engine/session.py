@@ -23,12 +23,14 @@ from enhancer.engine.fit import fit
 from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.monitor import Monitor
+from enhancer.engine.pulse import Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.state import State
 from enhancer.engine.stop import Stop, listening
 from enhancer.engine.task import Stream, Task
+from enhancer.engine.watch import watching
 from hparams.errors import UserError
 from hparams.fields import flat_values
 from hparams.schema import HParams
@@ -128,12 +130,16 @@ class _Session:
         remote = self.options.copies
         fetch = partial(fetch_run, remote, say=say) if remote else None
         run = Run.open(self.options.run_folder, self.hp, fetch)
-        launch = self.launch
-        with closing(run), listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop:
+        launch, pulse = self.launch, Pulse()
+        with (
+            closing(run),
+            listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop,
+            watching(run, pulse, self.hp) as watch,
+        ):
             try:
                 with ExitStack() as stack:
                     try:
-                        job, state = self._prepare(run, stop, stack)
+                        job, state = self._prepare(run, stop, pulse, stack)
                     except (UserError, OSError):
                         run.take_back()
                         raise
@@ -142,10 +148,11 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
+                watch.wait_for_cause()
                 run.status("failed", run.step, f"{type(error).__name__}: {error}")
                 raise
 
-    def _prepare(self, run: Run, stop: Stop, stack: ExitStack) -> tuple[Job, State]:
+    def _prepare(self, run: Run, stop: Stop, pulse: Pulse, stack: ExitStack) -> tuple[Job, State]:
         """Everything that training works with, and where it goes on from; `stack` closes the monitor."""
         hp, world_size = self.hp, distributed.world_size()
         checkpoints = self._checkpoints(run, stop)
@@ -157,6 +164,7 @@ class _Session:
         batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
         place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
         say("opening the corpora and building the model")
+        pulse.mark("building the model", run.step)
         # The same weights on all ranks; what is drawn while training differs between them.
         torch.manual_seed(hp.seed)
         is_fresh = checkpoint is None
@@ -185,6 +193,7 @@ class _Session:
             global_batch=batch_size * world_size,
             seconds_per_example=self.options.seconds_per_example,
             average=average,
+            pulse=pulse,
         )
         return job, state
 

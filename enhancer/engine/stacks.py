@@ -1,0 +1,111 @@
+"""Stacks of all threads of a rank in `stacks/` of the run folder, of frozen ranks too; the end of a rank that hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from enhancer.engine.peers import Process
+from enhancer.engine.pulse import Beat
+
+STACKS = "stacks"
+_DUMP_SECONDS = 1.5
+
+
+class StackFile:
+    """Where the stacks of this rank go, also when another process asks for them by SIGQUIT.
+
+    The handler is C code that needs no interpreter lock, so a rank that holds it for ever tells where, too.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] = stack_path(folder, rank).open("w", encoding="utf-8")
+        faulthandler.register(signal.SIGQUIT, self._file, all_threads=True, chain=False)
+
+    def dump(self) -> None:
+        """Write the stacks of this process."""
+        faulthandler.dump_traceback(self._file, all_threads=True)
+
+    def close(self) -> None:
+        """Write no more, and remove the file where nothing was written."""
+        faulthandler.unregister(signal.SIGQUIT)
+        path = Path(self._file.name)
+        self._file.close()
+        if not path.stat().st_size:
+            path.unlink(missing_ok=True)
+
+
+def stack_path(folder: Path, rank: int) -> Path:
+    """File of the stacks of `rank`."""
+    return folder / f"rank{rank:05d}.txt"
+
+
+def inspect(beat: Beat) -> Process:
+    """What this machine says about the process of `beat`; `gone` also where it only waits to be reaped."""
+    try:
+        process = psutil.Process(beat.pid)
+        if abs(process.create_time() - beat.created) > 2 or process.status() == psutil.STATUS_ZOMBIE:
+            return Process("gone", 0.0)
+        times = process.cpu_times()
+        return Process(process.status(), times.user + times.system)
+    except psutil.NoSuchProcess:
+        return Process("gone", 0.0)
+    except psutil.AccessDenied:
+        return Process("running", 0.0)
+
+
+def end_hung(beats: Sequence[Beat], folder: Path) -> None:
+    """Let the processes of `beats`, all of this machine, write their stacks, and kill them."""
+    found = [beat for beat in beats if inspect(beat).status != "gone"]
+    before = {beat.rank: _size(folder, beat) for beat in found}
+    for beat in found:
+        for number in (signal.SIGQUIT, signal.SIGCONT):
+            _send(beat, number)
+    deadline = time.monotonic() + _DUMP_SECONDS
+    while time.monotonic() < deadline and any(_size(folder, beat) == before[beat.rank] for beat in found):
+        time.sleep(0.05)
+    time.sleep(0.1)
+    for beat in found:
+        _kill_tree(beat)
+
+
+def kill_children() -> None:
+    """End what this process has started, such as loader workers that do not notice its end."""
+    for child in psutil.Process().children(recursive=True):
+        _kill(child)
+
+
+def _size(folder: Path, beat: Beat) -> int:
+    path = stack_path(folder, beat.rank)
+    return path.stat().st_size if path.exists() else 0
+
+
+def _send(beat: Beat, number: int) -> None:
+    try:
+        psutil.Process(beat.pid).send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _kill_tree(beat: Beat) -> None:
+    try:
+        process = psutil.Process(beat.pid)
+        children = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for each in (process, *children):
+        _kill(each)
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return

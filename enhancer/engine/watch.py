@@ -1,0 +1,214 @@
+"""A thread in each rank that shows signs of life, looks for those of others, and ends a run that would hang.
+
+Rank 0 watches all ranks, all watch rank 0. Who finds that a rank is gone, frozen or stuck writes `abort.json` beside
+the heartbeats, which every rank sees within a second: all dump their stacks and leave, whatever their main threads do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from enhancer.engine import atomic, distributed
+from enhancer.engine.build_lock import BuildLocks
+from enhancer.engine.peers import Peers, Verdict
+from enhancer.engine.pulse import (
+    BEAT_SECONDS,
+    ENDED,
+    HEARTBEATS,
+    Beat,
+    BeatFile,
+    Pulse,
+    read_beats,
+    this_host,
+)
+from enhancer.engine.run import EXIT_CODES, Run
+from enhancer.engine.stacks import STACKS, StackFile, end_hung, inspect, kill_children
+from hparams.errors import UserError
+from hparams.schema import HParams
+
+ABORT = "abort.json"
+# Long enough for the interpreter to say what went wrong, and shorter than launchers wait.
+_LEAVE_SECONDS = 10.0
+EXIT_USER = 2
+
+
+class Watch:
+    """The watching thread of this rank in the start `launch` of `run`."""
+
+    def __init__(self, run: Run, pulse: Pulse, hp: HParams, launch: str) -> None:
+        self._run, self._pulse = run, pulse
+        self._rank = distributed.rank()
+        self._folder = run.folder / HEARTBEATS
+        self._stacks_folder = run.folder / STACKS / launch
+        self._stacks = StackFile(self._stacks_folder, self._rank)
+        self._file = BeatFile(self._folder, self._rank)
+        created, self._hang_seconds = psutil.Process().create_time(), hp.hang_timeout_seconds
+        self._beat = Beat(launch, self._rank, this_host(), os.getpid(), created, self._hang_seconds)
+        stall_seconds = hp.stall_timeout_seconds if self._rank == 0 else None
+        self._peers = Peers(self._hang_seconds, stall_seconds, this_host(), inspect, time.monotonic())
+        self._locks = BuildLocks(threading.main_thread().ident or 0, self._hang_seconds)
+        self._is_explaining = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Show the first sign of life and begin to look."""
+        self._show()
+        self._thread.start()
+
+    def stop(self, end: str) -> None:
+        """Watch no more; `end` is what the others see: `ended` or what this rank failed with."""
+        self._done.set()
+        self._thread.join()
+        self._show(end)
+        self._file.close()
+        self._stacks.close()
+        if end == ENDED:
+            with contextlib.suppress(OSError):  # The last rank to leave takes the folders with it.
+                (self._folder / f"rank{self._rank:05d}.json").unlink()
+                self._folder.rmdir()
+        with contextlib.suppress(OSError):
+            self._stacks_folder.rmdir()
+            self._stacks_folder.parent.rmdir()
+
+    def wait_for_cause(self) -> None:
+        """Return when no other rank is the cause of an error that this one has met.
+
+        Where one is, the process ends here, with that as its reason: the first rank that dies is what matters, not the
+        connections that others then lose.
+        """
+        if distributed.world_size() == 1:
+            return
+        since = time.monotonic()
+        self._is_explaining = True
+        while time.monotonic() < since + self._hang_seconds + 3 * BEAT_SECONDS:
+            time.sleep(BEAT_SECONDS / 4)
+            if time.monotonic() > since + 2 * BEAT_SECONDS and self._peers.have_all_moved(
+                self._others(), since
+            ):
+                return
+
+    def _watch(self) -> None:
+        while not self._done.wait(BEAT_SECONDS):
+            self._show()
+            verdict = _read_abort(self._folder, self._beat.launch) or self._judge()
+            if verdict is not None:
+                self._end(verdict)
+
+    def _show(self, end: str = "") -> None:
+        pulse = self._pulse
+        count = self._beat.count + 1
+        self._beat = replace(
+            self._beat, count=count, phase=pulse.phase, step=pulse.step, marks=pulse.marks, end=end
+        )
+        # A rank that cannot write shows no sign of life, and that is what the others then say.
+        with contextlib.suppress(OSError):
+            self._file.write(self._beat)
+
+    def _others(self) -> list[Beat]:
+        ranks = None if self._rank == 0 or self._is_explaining else [0]
+        beats = read_beats(self._folder, ranks)
+        return [beat for beat in beats if beat.launch == self._beat.launch and beat.rank != self._rank]
+
+    def _judge(self) -> Verdict | None:
+        now = time.monotonic()
+        lock = self._locks.stale(now)
+        if lock is not None:
+            reason = (
+                f"building an extension waits for {lock}, which no process holds: a build was killed there. "
+                "Remove that file and run again"
+            )
+            return Verdict(reason, EXIT_USER)
+        return self._peers.look([*self._others(), self._beat], now)
+
+    def _end(self, found: Verdict) -> NoReturn:
+        """End this process, after the ranks that hang, with the first verdict that any rank has come to."""
+        is_first = _write_abort(self._folder, self._beat.launch, found)
+        verdict = _read_abort(self._folder, self._beat.launch) or found
+        self._stacks.dump()
+        hung = [beat for beat in verdict.hung if beat.host == self._beat.host and beat.rank != self._rank]
+        if hung and self._is_first_here(verdict):
+            end_hung(hung, self._stacks_folder)
+        kill_children()
+        if is_first or self._rank == 0:
+            self._run.status("failed", self._pulse.step, verdict.reason, verdict.exit_code, is_forced=True)
+        if is_first:
+            text = f"error: {verdict.reason}\nstacks of the ranks: {self._stacks_folder}\n"
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        self._show(ENDED)
+        os._exit(verdict.exit_code)
+
+    def _is_first_here(self, verdict: Verdict) -> bool:
+        """Whether no lower rank of this machine is there to end those that hang."""
+        hung = {beat.rank for beat in verdict.hung}
+        here = [beat for beat in read_beats(self._folder) if beat.host == self._beat.host]
+        living = [beat.rank for beat in here if beat.rank not in hung and inspect(beat).status != "gone"]
+        return self._rank == min([*living, self._rank])
+
+
+@contextmanager
+def watching(run: Run, pulse: Pulse, hp: HParams) -> Iterator[Watch]:
+    """A `Watch` for as long as this rank works on `run`. Called by all ranks.
+
+    An error that is not the user's to mend gives the other ranks time to say that one of them was its cause.
+    """
+    launch = distributed.on_main(lambda: _fresh_folder(run.folder / HEARTBEATS))
+    watch = Watch(run, pulse, hp, launch)
+    watch.start()
+    end = ENDED
+    try:
+        yield watch
+    except (UserError, OSError):
+        raise
+    except BaseException as error:
+        end = f"{type(error).__name__}: {error}"
+        if distributed.world_size() > 1:
+            # The interpreter's clean-up waits for threads that may wait for ranks that are gone.
+            timer = threading.Timer(_LEAVE_SECONDS, os._exit, [EXIT_CODES["failed"]])
+            timer.daemon = True
+            timer.start()
+        raise
+    finally:
+        watch.stop(end)
+
+
+def _fresh_folder(folder: Path) -> str:
+    """An empty `folder`, and a name for this start of the run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _write_abort(folder: Path, launch: str, verdict: Verdict) -> bool:
+    """Tell `verdict` to all ranks; False where one is there already."""
+    if (folder / ABORT).exists():
+        return False
+    with contextlib.suppress(OSError):  # Also on a full disk this rank ends, and the others find it gone.
+        atomic.write_text(folder / ABORT, json.dumps({"launch": launch, **asdict(verdict)}), is_durable=False)
+    return True
+
+
+def _read_abort(folder: Path, launch: str) -> Verdict | None:
+    try:
+        values = json.loads((folder / ABORT).read_bytes())
+    except OSError:
+        return None
+    if values["launch"] != launch:
+        return None
+    hung = tuple(Beat(**beat) for beat in values["hung"])
+    return Verdict(values["reason"], values["exit_code"], hung)
