@@ -19,7 +19,7 @@ import torch
 
 from enhancer.engine.atomic import write_bytes
 from enhancer.engine.manifest import read_manifest
-from enhancer.engine.run import read_status
+from enhancer.engine.status import read_status
 from enhancer.export.description import GEAR_TYPES, TONE_TYPES, Description, Device, require_device
 from enhancer.export.fixed_knobs import at_knobs
 from enhancer.export.level import loudness_and_gain, loudness_recording

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from enhancer.engine.run import HPARAMS, MAY_CHANGE, read_status
+from enhancer.engine.run import HPARAMS, MAY_CHANGE
+from enhancer.engine.status import read_status
 from hparams.errors import UserError
 from hparams.load import Override, difference, load_resolved
 from hparams.schema import HParams

@@ -9,8 +9,9 @@ from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.pulse import Pulse
-from enhancer.engine.run import EXIT_CODES, Run
+from enhancer.engine.run import Run
 from enhancer.engine.state import State
+from enhancer.engine.status import EXIT_CODES
 from enhancer.engine.stop import Stop
 from enhancer.engine.task import Stream, Task
 from hparams.schema import HParams

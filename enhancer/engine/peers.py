@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from enhancer.engine.pulse import COPYING, ENDED, Beat
-from enhancer.engine.run import EXIT_CODES, EXIT_LOST
+from enhancer.engine.status import EXIT_CODES, EXIT_LOST
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,20 @@ class Peers:
             self._seen.clear()
             self._progressed = now
         self._looked = now
-        hung = []
+        hung, failed = [], []
         for beat in beats:
-            if beat.end == ENDED:
-                self._seen.pop(beat.rank, None)
-                continue
             if beat.end:
-                return Verdict(f"{beat.place} failed: {beat.end}", EXIT_CODES["failed"])
+                failed += [beat] if beat.end != ENDED else []
+                continue
             process = self._inspect(beat) if beat.host == self._host else None
             if process and process.status == "gone":
                 reason = f"{beat.place} is gone: it was killed or crashed in {beat.doing}"
                 return Verdict(f"{reason}. Was memory short? Run again to go on", EXIT_LOST)
             if self._still_seconds(beat, process, now) > self._hang_seconds:
                 hung.append((beat, process))
+        # After those that are gone, whose connections others then lose.
+        if failed:
+            return Verdict(f"{failed[0].place} failed: {failed[0].end}", EXIT_CODES["failed"])
         if hung:
             return Verdict(self._hung_text(hung), EXIT_LOST, tuple(beat for beat, _ in hung))
         return self._stalled(beats, now)

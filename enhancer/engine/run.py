@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Callable
@@ -13,19 +12,13 @@ from typing import Any
 from enhancer.engine import atomic, distributed, folder_lock, records
 from enhancer.engine.folder_lock import FolderTakenError
 from enhancer.engine.manifest import DamagedCheckpoint, committed, read_manifest
+from enhancer.engine.status import EXIT_CODES, STATUS, STOP, write_status
 from hparams.errors import UserError
 from hparams.load import difference, dump, load_resolved
 from hparams.schema import HParams
-from hparams.source import read_json
 
 HPARAMS = "hparams.yaml"
-STATUS = "status.json"
 METRICS = "metrics.jsonl"
-STOP = "STOP"
-
-EXIT_CODES = {"finished": 0, "failed": 1, "diverged": 70, "preempted": 75}
-EXIT_LOST = 71
-"""Of a failed run in which a rank died, froze or got stuck: no fault of what was given, so run again."""
 
 # These do not change what is learned. Of the corpora only the place may change: every checkpoint holds their
 # fingerprint. max_steps, and on a plateau eval_every, bend the rest of the learning rate, as asked for.
@@ -109,36 +102,6 @@ class Run:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def write_status(path: Path, text: str, is_durable: bool) -> None:
-    """Replace the status file by `text`, also on a full disk, of which it may have to tell."""
-    try:
-        atomic.write_text(path, text, is_durable)
-    except OSError as error:
-        if error.errno != errno.ENOSPC or not path.exists():
-            raise
-        # A status written over the old one needs no new block. It beats one that says "running" for ever.
-        with path.open("r+", encoding="utf-8") as file:
-            file.write(text)
-            file.truncate()
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's `status.json`, None where there is none. Raises UserError where it is damaged."""
-    path = folder / STATUS
-    if not path.exists():
-        return None
-    try:
-        status = read_json(path, str(path))
-        if not (
-            type(status.get("step")) is int
-            and {type(status.get(key)) for key in ("state", "reason")} == {str}
-        ):
-            raise UserError("it lacks state, step or reason")
-    except UserError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it: it only says how the run ended") from error
-    return status
 
 
 def _prepare(

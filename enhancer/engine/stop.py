@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from enhancer.engine import distributed
-from enhancer.engine.run import STOP
+from enhancer.engine.status import STOP
 
 POLL_SECONDS = 0.5
 EXIT_INTERRUPTED = 130

@@ -36,8 +36,9 @@ from enhancer.engine.pulse import (
     read_beats,
     this_host,
 )
-from enhancer.engine.run import EXIT_CODES, Run
+from enhancer.engine.run import Run
 from enhancer.engine.stacks import STACKS, StackFile, end_hung, inspect, kill_children
+from enhancer.engine.status import EXIT_CODES
 from hparams.errors import UserError
 from hparams.schema import HParams
 

@@ -14,7 +14,8 @@ import numpy as np
 from enhancer.charts import Array
 from enhancer.engine import records
 from enhancer.engine.monitor import SAMPLES
-from enhancer.engine.run import HPARAMS, METRICS, read_status
+from enhancer.engine.run import HPARAMS, METRICS
+from enhancer.engine.status import read_status
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.load import load_resolved

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from enhancer.engine.manifest import MANIFEST, _measure
-from enhancer.engine.run import read_status
+from enhancer.engine.status import read_status
 from hparams.errors import UserError
 from launch import apply, export, report
 from tests.end_to_end.payloads import payloads

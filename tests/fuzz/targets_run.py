@@ -19,8 +19,9 @@ from enhancer.engine.monitor import Monitor
 from enhancer.engine.records import encode
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
-from enhancer.engine.run import METRICS, STATUS, read_status
+from enhancer.engine.run import METRICS
 from enhancer.engine.state import State
+from enhancer.engine.status import STATUS, read_status
 from enhancer.inference import load_run
 from enhancer.report.page import Content, document
 from enhancer.report.record import read_runs
