@@ -8,6 +8,7 @@ As a program it runs a whole session, so that tests can start it under any launc
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ from hparams.schema import HParams
 
 FEATURES = 6
 NUM_ITEMS = 11
+SIGNALS = {"term": signal.SIGTERM, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 TOY_VALUES = (
     "batch_size_per_gpu=8",
     "max_steps=10",
@@ -122,7 +124,8 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 @dataclass
 class ToyStream:
     """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
-    damage, term (SIGTERM to itself), or full (no file of this rank may grow any more)."""
+    damage, term, kill, stop (that signal to itself), crash (an error that nobody expects), stall (no batch ever),
+    hold (the same, with the interpreter held) or full (no file of this rank may grow any more)."""
 
     rank: int = 0
     world_size: int = 1
@@ -170,8 +173,14 @@ def _break(kind: str, step: int, at: int, batch: Batch) -> None:
         raise ValueError("shard-000003.tar is damaged at offset 512")
     elif kind == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    elif kind == "term":
-        os.kill(os.getpid(), signal.SIGTERM)
+    elif kind == "crash":
+        raise KeyError("a mistake in the code")
+    elif kind == "stall":
+        time.sleep(1000)
+    elif kind == "hold":
+        ctypes.PyDLL(None).sleep(1000)
+    elif kind in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[kind])
 
 
 def toy_hparams(*values: str) -> HParams:
