@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from data_shards.batches import Arrays, BatchPlan
 from data_shards.loader_worker import SLOTS_PER_WORKER, Job
 from data_shards.mix import MixRecipe
@@ -30,6 +32,9 @@ from data_shards.mix import MixRecipe
 _BOOT = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also a stopped worker ends with its owner
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 sys.path.insert(0, sys.argv[1])
 from data_shards.loader_worker import main
@@ -87,6 +92,16 @@ class WorkerPool:
         self._request(self._next_step + SLOTS_PER_WORKER * len(self._connections))
         self._next_step += 1
         return arrays
+
+    def awaited(self) -> str:
+        """The worker that makes the next batch, and what the system says about it."""
+        worker = self._next_step % len(self._processes)
+        process = self._processes[worker]
+        try:
+            state = psutil.Process(process.pid).status()
+        except psutil.NoSuchProcess:
+            state = "gone"
+        return f"loader worker {worker} of {len(self._processes)} (process {process.pid}), which is {state}"
 
     @property
     def pids(self) -> list[int]:

@@ -50,6 +50,9 @@ class _InProcess:
         self._next_step += 1
         return arrays
 
+    def awaited(self) -> str:
+        return "the process itself"
+
     def close(self) -> None:
         self._recipe.close()
 
@@ -89,7 +92,8 @@ class BatchIterator(Iterator[Batch]):
         if self._waited_seconds >= self._timeout_seconds:
             raise TimeoutError(
                 f"no batch within data_timeout_seconds={self._timeout_seconds:g}: the storage is stalled or workers "
-                "are too slow; look at the storage, raise nj, or raise data_timeout_seconds"
+                "are too slow; look at the storage, raise nj, or raise data_timeout_seconds. It was waited for "
+                f"{self._source.awaited()}"
             )
         return None
 

@@ -87,12 +87,15 @@ time.sleep(60)
 
 @pytest.mark.multi
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_workers_end_when_the_main_process_is_killed(hp):
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
+def test_workers_end_when_the_main_process_is_killed(hp, is_stopped):
     command = [sys.executable, "-c", MAIN_THAT_IS_KILLED, pickle.dumps(hp).hex()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pids = [int(word) for word in process.stdout.readline().split()]
         assert len(pids) == 2 and all(map(is_alive, pids))
+        if is_stopped:
+            os.kill(pids[0], signal.SIGSTOP)
         process.kill()
     assert wait_until_gone(pids)
 
@@ -105,6 +108,9 @@ class _Stalled:
 
     def next_arrays(self, timeout_seconds):
         self.waits.append(timeout_seconds)
+
+    def awaited(self):
+        return "nobody"
 
     def monotonic(self):
         return sum(self.waits)
@@ -131,7 +137,7 @@ def test_a_stopped_worker_runs_into_the_timeout(hp):
     next(batches)
     batches._timeout_seconds = 1.0
     os.kill(batches.worker_pids[0], signal.SIGSTOP)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"loader worker 0 of 1 \(process \d+\), which is stopped"):
         for _ in range(5):
             next(batches)
     batches.close()
