@@ -1,7 +1,8 @@
 """Train a preset, or go on with the run: `deepspeed launch/train.py --hparams base`.
 
 Without a launcher, and under torchrun and `accelerate launch`, Accelerate runs the training instead. The same command
-again goes on where the run stopped. Exit codes: 0 finished, 2 the input is wrong, 70 diverged, 75 stopped early.
+again goes on where the run stopped. Exit codes: 0 finished, 2 the input is wrong, 70 diverged, 71 a rank died or
+froze, 75 stopped early.
 """
 
 from __future__ import annotations
