@@ -22,6 +22,7 @@ from enhancer.engine.copies import Copies, RemoteFolder, fetch_run
 from enhancer.engine.fit import fit
 from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
+from enhancer.engine.meeting import meeting
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.pulse import Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
@@ -73,7 +74,8 @@ def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     launch = launcher.detect()
     backend_name = options.backend or launch.backend
     try:
-        machine = _join(backend_name, hp)
+        with meeting(launch.local_world_size, hp.hang_timeout_seconds):
+            machine = _join(backend_name, hp)
         launcher.set_threads(launch)
         say(
             f"{backend_name} backend, {distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
@@ -129,7 +131,8 @@ class _Session:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
         remote = self.options.copies
         fetch = partial(fetch_run, remote, say=say) if remote else None
-        run = Run.open(self.options.run_folder, self.hp, fetch)
+        with meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds):
+            run = Run.open(self.options.run_folder, self.hp, fetch)
         launch, pulse = self.launch, Pulse()
         with (
             closing(run),

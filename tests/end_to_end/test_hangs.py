@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from ranks import alive, free_port, run_ranks, start_launcher, status, wait, wait_until
+from ranks import alive, free_port, run_ranks, start_launcher, start_ranks, status, wait, wait_until
 
 from enhancer.engine.pulse import BEAT_SECONDS
 
@@ -77,6 +78,19 @@ def test_a_rank_frozen_in_its_first_step_ends_the_run(tmp_path):
     assert ended[0].code == 71 and ended[1].code in (71, -signal.SIGKILL), [each.text for each in ended]
     assert "rank 1" in failed(run, 71)
     assert ended[0].text.count("no sign of life") == 1
+
+
+def test_a_rank_that_is_frozen_before_the_ranks_have_met_ends_the_start(tmp_path):
+    run = tmp_path / "run"
+    first, second = start_ranks("accelerate", 2, run, *SOON)
+    maps = psutil.Process(second.pid).memory_maps
+    wait_until(lambda: any("libtorch" in each.path for each in maps()), 60, "torch is being imported")
+    second.send_signal(signal.SIGSTOP)
+    ended = [wait(first), wait(second)]
+    assert [each.code for each in ended] == [71, -signal.SIGKILL], [each.text for each in ended]
+    assert f"process {second.pid} of this machine was stopped for 6 s" in ended[0].text
+    assert "most recent call first" in ended[0].text
+    assert not alive(run) and not (run / "status.json").exists()
 
 
 def test_a_rank_whose_interpreter_is_held_for_ever_tells_where(tmp_path):
