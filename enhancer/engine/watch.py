@@ -43,7 +43,7 @@ from hparams.errors import UserError
 from hparams.schema import HParams
 
 ABORT = "abort.json"
-# Long enough for the interpreter to say what went wrong, and shorter than launchers wait.
+# Long enough to say what went wrong, and shorter than launchers wait.
 _LEAVE_SECONDS = 10.0
 EXIT_USER = 2
 
@@ -138,21 +138,30 @@ class Watch:
         return self._peers.look([*self._others(), self._beat], now)
 
     def _end(self, found: Verdict) -> NoReturn:
-        """End this process, after the ranks that hang, with the first verdict that any rank has come to."""
+        """End this process with the first verdict that any rank has come to, also where it cannot be told."""
         is_first = _write_abort(self._folder, self._beat.launch, found)
         verdict = _read_abort(self._folder, self._beat.launch) or found
+        # On a thread of its own, which may fail, or wait for a disk that does not answer.
+        last = threading.Thread(
+            target=self._clear_up, args=(verdict,), kwargs={"is_first": is_first}, daemon=True
+        )
+        last.start()
+        last.join(_LEAVE_SECONDS)
+        os._exit(verdict.exit_code)
+
+    def _clear_up(self, verdict: Verdict, *, is_first: bool) -> None:
+        """Dump the stacks, end the ranks that hang and what this one started, and say why."""
         self._stacks.dump()
         hung = [beat for beat in verdict.hung if beat.host == self._beat.host and beat.rank != self._rank]
         if hung and self._is_first_here(verdict):
             end_hung(hung, self._stacks_folder)
         kill_children()
-        if is_first or self._rank == 0:
-            self._run.status("failed", self._pulse.step, verdict.reason, verdict.exit_code, is_forced=True)
         if is_first:
             text = f"error: {verdict.reason}\nstacks of the ranks: {self._stacks_folder}\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        if is_first or self._rank == 0:
+            self._run.status("failed", self._pulse.step, verdict.reason, verdict.exit_code, is_forced=True)
         self._show(ENDED)
-        os._exit(verdict.exit_code)
 
     def _is_first_here(self, verdict: Verdict) -> bool:
         """Whether no lower rank of this machine is there to end those that hang."""

@@ -103,3 +103,20 @@ def test_a_run_that_waits_for_a_stale_lock_ends_and_names_it(tmp_path):
     assert str(lock) in reason and "Remove that file" in reason and reason in done.stderr
     (stacks,) = (tmp_path / "run" / "stacks").glob("*/rank00000.txt")
     assert "file_baton.py" in stacks.read_text()
+
+
+def test_a_verdict_that_cannot_be_written_ends_the_run_all_the_same(tmp_path):
+    lock = tmp_path / "lock"
+    lock.touch()
+    full = "import sys\nfrom enhancer.engine.run import Run\ndef full(*_, **__): raise OSError('no room')\n"
+    program = full + STUCK.replace("with watching", "Run.status = full\nwith watching")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run"), str(lock)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert str(lock) in done.stderr and "no room" in done.stderr
