@@ -1,0 +1,256 @@
+"""Rollouts of a string's loop as a differentiable function of what its samples are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+CHUNK_SAMPLES = 512
+"""Stretch of a rollout whose deltas are turned into gradients of the weights at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """All that a rollout of B strings needs beside its history. H hidden units, I inputs, K filter sections.
+
+    The inputs of the network are the last three samples, seven around one period ago, with `has_quarter` three around
+    a quarter of it, and with `has_state` two numbers on the decay; what is constant over a note comes in by `bias1`.
+    """
+
+    fir: Float[Tensor, "batch 7"]
+    """Weights of the samples n - delay + 3 ... n - delay - 3."""
+    recent: Float[Tensor, "3"]
+    """Weights of the samples n - 1, n - 2, n - 3."""
+    cut: Float[Tensor, "batch section"]
+    """What each section takes out of its band: 1 - exp(-nepers)."""
+    loss: Float[Tensor, " batch"]
+    """Loss of a period in nepers, at all frequencies, that the network modulates."""
+    bias1: Float[Tensor, "batch hidden"]
+    w1: Float[Tensor, "input hidden"]
+    b2: Float[Tensor, " hidden"]
+    w2: Float[Tensor, "hidden hidden"]
+    """[input, output]."""
+    w3: Float[Tensor, " hidden"]
+    b3: Float[Tensor, "1"]
+    delay: Int64[Tensor, " batch"]
+    quarter: Int64[Tensor, " batch"]
+    sections: Float[Tensor, "section 9"]
+    """State space of each section's band filter: A11 A12 A21 A22 B1 B2 C1 C2 D."""
+    rates: Float[Tensor, "batch 2"]
+    """Coefficients of the fast and the slow mean of the square."""
+    scale: Float[Tensor, "batch 3"]
+    """Of the decay state: of the accumulated decay, the logarithm of the energy it counts from, of the current one."""
+    num_layers: int
+    is_additive: bool
+    """The network's output is added; otherwise it modulates `loss`."""
+    is_odd: bool
+    has_quarter: bool
+    has_state: bool
+
+    @property
+    def flags(self) -> tuple[bool, bool, bool, bool]:
+        """What the kernels take as one."""
+        return self.is_additive, self.is_odd, self.has_quarter, self.has_state
+
+
+LEARNED = ("fir", "recent", "cut", "loss", "bias1", "w1", "b2", "w2", "w3", "b3")
+"""What gradients go to."""
+
+
+def rollout(loop: Loop, history: Float[Tensor, "batch past"], count: int) -> Float[Tensor, "batch count"]:
+    """What the loop makes of `history` on its own, `count` samples; gradients go to LEARNED and to the history.
+
+    The filters begin with states that the history leaves in them, which are taken as given. Double precision is for
+    tests.
+    """
+    learned = [getattr(loop, name) for name in LEARNED]
+    rest = {field.name: getattr(loop, field.name) for field in fields(loop) if field.name not in LEARNED}
+    return _Rollout.apply(history, count, rest, *learned)
+
+
+def generate(
+    loop: Loop, history: Float[Tensor, "batch past"], count: int, block: int = 0
+) -> Float[Tensor, "batch count"]:
+    """The same without gradients, from a ring buffer of two periods or the history, whichever is longer.
+
+    `block`: samples that are made at once; 0: all. It changes nothing.
+    """
+    from enhancer.models import string_kernels
+
+    arrays = _Arrays(loop)
+    batch, past = history.shape
+    size = 1 << (max(past, int(loop.delay.max()) + 8) + 1).bit_length()
+    ring = np.zeros((batch, size), arrays.dtype)
+    ring[:, :past] = _array(history)
+    states = arrays.warm_up(ring[:, :past])
+    out = np.empty((batch, count), arrays.dtype)
+    kept = arrays.stores(batch, 1)
+    block = block or count
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        arrays.forward(ring, size - 1, past + start, out[:, start:stop], states, kept, False)
+    return torch.from_numpy(out).to(history)
+
+
+class _Rollout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, history: Tensor, count: int, rest: dict[str, Any], *learned: Tensor) -> Tensor:
+        loop = Loop(**dict(zip(LEARNED, learned, strict=True)), **rest)
+        arrays = _Arrays(loop)
+        batch, past = history.shape
+        line = np.empty((batch, past + count), arrays.dtype)
+        line[:, :past] = _array(history)
+        states = arrays.warm_up(line[:, :past])
+        has_store = torch.is_grad_enabled() or any(ctx.needs_input_grad)
+        kept = arrays.stores(batch, count if has_store else 1)
+        out = np.empty((batch, count), arrays.dtype)
+        arrays.forward(line, -1, past, out, states, kept, has_store)
+        ctx.arrays, ctx.line, ctx.kept, ctx.past = arrays, line, kept, past
+        ctx.like = [history, *learned]
+        return torch.from_numpy(out).to(history)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        line = ctx.line
+        flow = np.zeros_like(line)
+        flow[:, ctx.past :] = _array(grad)
+        found = ctx.arrays.backward(line, flow, ctx.past, ctx.kept)
+        found["history"] = flow[:, : ctx.past]
+        names = ("history", *LEARNED)
+        gradients = [
+            torch.from_numpy(np.ascontiguousarray(found[name])).to(like).reshape(like.shape)
+            for name, like in zip(names, ctx.like, strict=True)
+        ]
+        return gradients[0], None, None, *gradients[1:]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+class _Arrays:
+    """A loop's tensors as the arrays that the kernels take."""
+
+    def __init__(self, loop: Loop) -> None:
+        from enhancer.models import string_kernels as kernels
+
+        self.kernels, self.loop = kernels, loop
+        floating = {
+            field.name: _array(value)
+            for field in fields(loop)
+            if isinstance(value := getattr(loop, field.name), Tensor)
+        }
+        self.of = floating
+        self.dtype = floating["fir"].dtype
+        self.odd, self.even = kernels.tanh_constants(self.dtype)
+        self.num_hidden = len(floating["w3"])
+
+    def stores(self, batch: int, count: int) -> dict[str, np.ndarray]:
+        """Room for what `backward` needs of `count` samples."""
+        loop = self.loop
+        widths = {"x": len(self.of["w1"]), "valve": 2, "kept": len(self.of["sections"])}
+        widths |= {"h1": self.num_hidden if loop.num_layers > 0 else 1}
+        widths |= {"h2": self.num_hidden if loop.num_layers > 1 else 1}
+        has_layer = {"x": loop.num_layers > 0, "h1": loop.num_layers > 0, "h2": loop.num_layers > 1}
+        return {
+            name: np.empty((batch, count if has_layer.get(name, True) else 1, width), self.dtype)
+            for name, width in widths.items()
+        }
+
+    def warm_up(self, history: np.ndarray) -> dict[str, np.ndarray]:
+        """States of the filters and energies after `history`."""
+        of, batch = self.of, len(history)
+        states = np.zeros((batch, len(of["sections"]), 2), self.dtype)
+        energy = np.zeros((batch, 2), self.dtype)
+        kept = np.zeros(len(of["sections"]), self.dtype)
+        self.kernels.warm_up(
+            np.ascontiguousarray(history), history.shape[1], of["delay"], of["fir"], of["recent"], of["cut"],
+            of["sections"], states, energy, of["rates"], kept,
+        )  # fmt: skip
+        return {"states": states, "energy": energy}
+
+    def forward(
+        self,
+        line: np.ndarray,
+        mask: int,
+        first: int,
+        out: np.ndarray,
+        states: dict[str, np.ndarray],
+        kept: dict[str, np.ndarray],
+        has_store: bool,
+    ) -> None:
+        """Fill `out` and the line from sample number `first` on."""
+        of = self.of
+        self.kernels.forward(
+            line, mask, first, out.shape[1], out, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"],
+            of["sections"], of["loss"], of["bias1"], of["w1"], of["b2"], of["w2"], of["w3"], of["b3"][0],
+            self.loop.num_layers, self.loop.flags, states["states"], states["energy"], of["rates"], of["scale"],
+            self.odd, self.even, kept["x"], kept["h1"], kept["h2"], kept["valve"], kept["kept"], has_store,
+        )  # fmt: skip
+
+    def backward(
+        self, line: np.ndarray, flow: np.ndarray, past: int, kept: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Gradients of LEARNED; `flow` takes that of the history."""
+        of, loop, dtype = self.of, self.loop, self.dtype
+        batch, count = len(line), line.shape[1] - past
+        found = {name: np.zeros_like(of[name]) for name in LEARNED}
+        adjoint = np.zeros((batch, len(of["sections"]), 2), dtype)
+        size = min(CHUNK_SAMPLES, count)
+        delta = {"m": np.zeros((batch, size), dtype)}
+        for layer in (1, 2):
+            shape = (batch, size, self.num_hidden) if loop.num_layers >= layer else (batch, 1, 1)
+            delta[str(layer)] = np.zeros(shape, dtype)
+        d_x = np.zeros(len(of["w1"]), dtype)
+        w2t, zeros = np.ascontiguousarray(of["w2"].T), np.zeros(self.num_hidden, dtype)
+        for start in range((count - 1) // size * size, -1, -size):
+            stop = min(start + size, count)
+            self.kernels.backward(
+                line, past, start, stop, flow, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"],
+                of["sections"], of["loss"], of["w1"], w2t, of["w3"], loop.num_layers, loop.flags, self.odd[9],
+                zeros, kept["h1"], kept["h2"], kept["valve"], kept["kept"], adjoint, found["fir"], found["recent"],
+                found["cut"], found["loss"], delta["m"], delta["1"], delta["2"], d_x,
+            )  # fmt: skip
+            if loop.num_layers:
+                self._weights(found, delta, kept, start, stop)
+        return found
+
+    def _weights(
+        self,
+        found: dict[str, np.ndarray],
+        delta: dict[str, np.ndarray],
+        kept: dict[str, np.ndarray],
+        start: int,
+        stop: int,
+    ) -> None:
+        """Add the gradients of the network's weights over samples start to stop."""
+
+        def flat(array: np.ndarray, first: int) -> Tensor:
+            piece = torch.from_numpy(array[:, first : first + stop - start])
+            return piece.reshape(-1, array.shape[-1])
+
+        top = "h2" if self.loop.num_layers > 1 else "h1"
+        d_m, d1 = flat(delta["m"][..., None], 0), flat(delta["1"], 0)
+        found["w3"] += (flat(kept[top], start).T @ d_m)[:, 0].numpy()
+        found["b3"] += d_m.sum().numpy()
+        found["w1"] += (flat(kept["x"], start).T @ d1).numpy()
+        found["bias1"] += delta["1"][:, : stop - start].sum(1)
+        if self.loop.num_layers > 1:
+            d2 = flat(delta["2"], 0)
+            found["w2"] += (flat(kept["h1"], start).T @ d2).numpy()
+            found["b2"] += d2.sum(0).numpy()
+
+
+def in_double(loop: Loop) -> Loop:
+    """The same loop in double precision."""
+    doubled = {
+        field.name: value.double()
+        for field in fields(loop)
+        if isinstance(value := getattr(loop, field.name), Tensor) and value.is_floating_point()
+    }
+    return replace(loop, **doubled)
