@@ -10,7 +10,8 @@ from torch import Tensor
 
 from enhancer.signal.decay import (
     FLOOR_DB,
-    LONGEST_T60_SECONDS,
+    Decay,
+    Levels,
     PerBand,
     audible_bands,
     end_dc,
@@ -80,7 +81,7 @@ def string_metrics(
         target: [B, T], the note there. T is a second at least, better four.
         rate_hz: of both.
         f0_hz: [B], of the notes.
-        noise_db: [B, bands], noise floor of the recording in octave bands (`octave_centres`), dB re full scale; NaN or
+        noise_db: [B, bands], noise floor of the recording in the bands of OCTAVE_CENTRES_HZ, dB re full scale; NaN or
             None where it is not known.
 
     Returns:
@@ -148,7 +149,7 @@ def _decay_failures(estimate: Tensor, target: Tensor, rate_hz: int) -> list[str]
     return [NEVER] if is_above and slopes[0] > slopes[1] / NEVER_RATIO else []
 
 
-def _whole_decay(level_db: Tensor, wanted_db: Tensor, hop_seconds: float, count: int | None = None):
+def _whole_decay(level_db: Tensor, wanted_db: Tensor, hop_seconds: float, count: int | None = None) -> Decay:
     """Line through a whole note's levels [N] down to FIT_RANGE_DB below the start of `wanted_db`."""
     stop = (wanted_db[0] - 60).clamp_min(FLOOR_DB + 10)
     return fit_decay(level_db[:count], hop_seconds, stop, 2)
@@ -221,7 +222,5 @@ def _whole_error(whole_db: Tensor, hop_seconds: float) -> float:
     return min(ratio - 1, LARGEST_ERROR)
 
 
-def _row(levels, row: int):
-    return type(levels)(
-        levels.band_db[row : row + 1], levels.whole_db[row : row + 1], levels.hop_seconds
-    )
+def _row(levels: Levels, row: int) -> Levels:
+    return Levels(levels.band_db[row : row + 1], levels.whole_db[row : row + 1], levels.hop_seconds)

@@ -12,7 +12,9 @@ from torch import Tensor
 from enhancer.signal.stft import hann_window
 from enhancer.signal.types import PerRow, WaveBatch
 
-LOWEST_CENTRE_HZ = 31.25
+OCTAVE_CENTRES_HZ = (62.5, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0)
+"""The lowest band reaches down to LOWEST_HZ, the highest up to half the rate; the others from 2**-0.5 to 2**0.5 around."""
+LOWEST_HZ = 20.0
 WINDOW_SECONDS = 0.186
 HOPS_PER_WINDOW = 8
 FLOOR_DB = -200.0
@@ -56,21 +58,15 @@ class Decay:
     frames: Int64[Tensor, "*row"]
 
 
-def octave_centres(rate_hz: int) -> tuple[float, ...]:
-    """Centres in Hz of the octave bands from 31.25 Hz on that lie below half the rate as a whole."""
-    count = math.floor(math.log2(rate_hz / 2 / math.sqrt(2) / LOWEST_CENTRE_HZ)) + 1
-    return tuple(LOWEST_CENTRE_HZ * 2**place for place in range(count))
-
-
 def window_samples(rate_hz: int) -> int:
     """Samples of the window of `octave_levels`: a power of two near 0.19 s."""
     return 1 << round(math.log2(WINDOW_SECONDS * rate_hz))
 
 
 def octave_levels(wave: WaveBatch, rate_hz: int) -> Levels:
-    """Levels of `wave` [B, T] in octave bands, without its mean; see `octave_centres`.
+    """Levels of `wave` [B, T] in the bands of OCTAVE_CENTRES_HZ, without its mean.
 
-    The bands are sums of the bins of an STFT, each bin in one band: octaves of 2 ** (1 / 2) around their centres.
+    A band is a sum of bins of an STFT, each bin in one band. Bands above half the rate are silent.
     Raises ValueError where T is shorter than two windows.
     """
     size = window_samples(rate_hz)
@@ -81,10 +77,11 @@ def octave_levels(wave: WaveBatch, rate_hz: int) -> Levels:
             f"{2 * size / rate_hz:.3f} s"
         )
     window = hann_window(size, torch.float64, wave.device)
-    centres = torch.tensor(octave_centres(rate_hz), dtype=torch.float64, device=wave.device)
     hz = torch.fft.rfftfreq(size, 1 / rate_hz, dtype=torch.float64, device=wave.device)
-    band = torch.floor(torch.log2(hz.clamp_min(1e-9) / centres[0]) + 0.5)
-    belongs = (band[:, None] == torch.arange(len(centres), device=wave.device)).double()
+    last = len(OCTAVE_CENTRES_HZ) - 1
+    band = torch.floor(torch.log2(hz.clamp_min(1e-9) / OCTAVE_CENTRES_HZ[0]) + 0.5).clamp(0, last)
+    band = torch.where(hz < LOWEST_HZ, -1.0, band)
+    belongs = (band[:, None] == torch.arange(last + 1, device=wave.device)).double()
     rows = []
     for row in wave.double():
         frames = row.unfold(-1, size, hop)

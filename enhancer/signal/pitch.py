@@ -19,6 +19,8 @@ SEARCH_CENTS = 60.0
 PEAK_SHARE = 0.85
 """The first peak of the periodicity that is this high relative to the highest one is the period."""
 MOST_PARTIALS = 12
+OCTAVE_DB = 45.0
+"""Where all odd partials are this far below the loudest even one, f0 is that of the even ones."""
 WEAK_DB = 40.0
 """A fundamental further below the loudest partial is not trusted; its place follows from the others'."""
 
@@ -56,6 +58,8 @@ def estimate_f0(wave: Tensor, rate_hz: int, near_hz: float | None = None) -> Pit
     coarse_hz, clarity = _coarse(samples, rate_hz, near_hz)
     if not coarse_hz > 0:
         return Pitch(math.nan, clarity)
+    if near_hz is None:
+        coarse_hz = _without_empty_octaves(samples, rate_hz, coarse_hz)
     f0_hz, inharmonicity = _refine(samples, rate_hz, coarse_hz)
     return Pitch(f0_hz, clarity, inharmonicity)
 
@@ -97,12 +101,34 @@ def _periodicity(piece: np.ndarray, longest: int) -> np.ndarray:
     return 2 * correlation / np.maximum(both, 1e-30)
 
 
-def _refine(samples: np.ndarray, rate_hz: int, coarse_hz: float) -> tuple[float, float]:
-    count = min(len(samples), max(round(FINE_SECONDS * rate_hz), math.ceil(FEWEST_PERIODS * rate_hz / coarse_hz)))
+def _without_empty_octaves(samples: np.ndarray, rate_hz: int, coarse_hz: float) -> float:
+    """`coarse_hz`, or an octave or more above it where nothing sounds in between.
+
+    Two periods of a stiff string may be more alike than one.
+    """
+    while 2 * coarse_hz <= HIGHEST_HZ:
+        level_db, bin_hz = _spectrum(samples, rate_hz, coarse_hz)
+        loudest = []
+        for number in range(1, 9):
+            low, high = (round(number * coarse_hz * 2**edge / bin_hz) for edge in (-0.03, 0.03))
+            loudest.append(float(level_db[low : high + 1].max(initial=-math.inf)))
+        if max(loudest[0::2]) > max(loudest[1::2]) - OCTAVE_DB:
+            break
+        coarse_hz *= 2
+    return coarse_hz
+
+
+def _spectrum(samples: np.ndarray, rate_hz: int, coarse_hz: float) -> tuple[np.ndarray, float]:
+    """(levels of the start of a note in dB, Hz between them)."""
+    count = max(round(FINE_SECONDS * rate_hz), math.ceil(FEWEST_PERIODS * rate_hz / coarse_hz))
     piece = samples[:count] - samples[:count].mean()
-    size = 1 << (4 * count - 1).bit_length()
-    level_db = 20 * np.log10(np.abs(np.fft.rfft(piece * np.hanning(count), size)) + 1e-12)
-    bin_hz = rate_hz / size
+    size = 1 << (4 * len(piece) - 1).bit_length()
+    level_db = 20 * np.log10(np.abs(np.fft.rfft(piece * np.hanning(len(piece)), size)) + 1e-12)
+    return level_db, rate_hz / size
+
+
+def _refine(samples: np.ndarray, rate_hz: int, coarse_hz: float) -> tuple[float, float]:
+    level_db, bin_hz = _spectrum(samples, rate_hz, coarse_hz)
     numbers: list[int] = []
     places: list[float] = []
     levels: list[float] = []
