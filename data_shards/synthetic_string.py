@@ -29,6 +29,7 @@ T60_RANGE_SECONDS = (0.5, 8.0)
 LONGEST_SECONDS = 10.0
 NUM_NOTES = 240
 CSV_NAME = "notes.csv"
+TRUTH_NAME = "truth.csv"
 NAMES = ("c", "db", "d", "eb", "e", "f", "gb", "g", "ab", "a", "bb", "b")
 
 
@@ -200,19 +201,20 @@ def note_seconds(string: KarplusString) -> float:
 def write_string_notes(
     folder: Path, *, seed: int, rate_hz: int, report: Report, num_notes: int = NUM_NOTES
 ) -> None:
-    """Write notes as 32-bit float wav and CSV_NAME: file, f0_hz, velocity, position, and the true t60_seconds."""
+    """Write notes as 32-bit float wav, CSV_NAME with what is known of each, and TRUTH_NAME with their T60."""
     import soundfile
 
     folder.mkdir(parents=True)
-    lines = ["file,f0_hz,velocity,position,t60_seconds"]
+    lines, truth = ["file,f0_hz,velocity,position"], ["file,t60_seconds,damping,excitation"]
     for number in range(num_notes):
         report("plucking strings", number, num_notes)
         string = draw_string(seed, number, rate_hz)
         name = f"ks{number:04d}-{name_of_pitch(string.f0_hz)}.wav"
         soundfile.write(folder / name, string.render(note_seconds(string)), rate_hz, subtype="FLOAT")
-        values = (string.f0_hz, string.velocity, string.position, string.t60_seconds)
-        lines.append(",".join([name, *(f"{value:.6f}" for value in values)]))
+        lines.append(f"{name},{string.f0_hz:.6f},{string.velocity:.4f},{string.position:.4f}")
+        truth.append(f"{name},{string.t60_seconds:.6f},{string.damping:.6f},{string.excitation}")
     (folder / CSV_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / TRUTH_NAME).write_text("\n".join(truth) + "\n", encoding="utf-8")
 
 
 def name_of_pitch(f0_hz: float) -> str:

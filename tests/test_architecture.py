@@ -40,7 +40,7 @@ ALLOWED = {
     "enhancer.inference": {"enhancer.tasks", "enhancer.models", "enhancer.signal", "hparams"},
     "enhancer.realtime": set(),
     "enhancer.export": {"enhancer.models", "hparams"},
-    "data_shards": {"hparams"},
+    "data_shards": {"enhancer.signal", "hparams"},
     "launch": {"enhancer.*", "data_shards", "hparams"},
 }
 HEAVY = ("deepspeed", "accelerate", "tensorboard", "matplotlib", "rich", "pyroomacoustics", "scipy", "soxr")
