@@ -157,7 +157,8 @@ def read_note_list(path: Path) -> dict[str, dict[str, float]]:
         known = {}
         for line, row in enumerate(reader, start=2):
             cells = {(name or "").strip(): (text or "").strip() for name, text in row.items()}
-            known[cells.pop("file")] = {
+            source = cells.pop("file")
+            known[source] = {
                 name: _cell(name, text, f"{path} row {line}") for name, text in cells.items() if text
             }
     return known

@@ -23,11 +23,11 @@ CUTOFF_PERIODS = (3.0, 60.0)
 """Cutoff of the filter of the softest and the hardest pluck, as multiples of f0."""
 WRAP_DB = 120.0
 """How far what lies beyond the end of a tone is pushed down before it folds back onto its start."""
-RENDERED_DB = 90.0
+RENDERED_DB = 80.0
 F0_RANGE_HZ = (41.203, 1318.51)
 T60_RANGE_SECONDS = (0.5, 8.0)
-LONGEST_SECONDS = 10.0
-NUM_NOTES = 240
+LONGEST_SECONDS = 8.6
+NUM_NOTES = 200
 CSV_NAME = "notes.csv"
 TRUTH_NAME = "truth.csv"
 NAMES = ("c", "db", "d", "eb", "e", "f", "gb", "g", "ab", "a", "bb", "b")

@@ -67,10 +67,10 @@ def note_options(args: argparse.Namespace) -> StringOptions:
 def print_notes(built: StringBuild) -> None:
     """The table of what was found, then warnings and rejects on stderr."""
     width = max((len(note.source) for note in built.notes), default=4)
-    head = f"{'file':{width}} {'f0 said':>9} {'measured':>9} {'cents':>6} {'frames':>7} {'ends':5} {'vel':>4}  T60 (s) at Hz"
+    head = f"{'file':{width}} {'f0 said':>9} {'measured':>9} {'cents':>6} {'s':>6} {'ends':5} {'vel':>4}  T60 (s) at Hz"
     print(head)
     for note in built.notes:
-        print(_line(note.source, note.take, width))
+        print(_line(note.source, note.take, width, built.result.info.rate_hz))
     for note in built.notes:
         for warning in note.warnings:
             print(f"warning: {note.source}: {warning}", file=sys.stderr)
@@ -78,7 +78,7 @@ def print_notes(built: StringBuild) -> None:
         print(f"rejected: {reject.source}: {reject.reason}", file=sys.stderr)
 
 
-def _line(source: str, take: NoteTake, width: int) -> str:
+def _line(source: str, take: NoteTake, width: int, rate_hz: int) -> str:
     said = "-" if take.f0_from == "estimate" else f"{take.given_hz:.2f}"
     apart = "-" if take.f0_from == "estimate" else f"{cents(take.f0_hz, take.given_hz):+.1f}"
     velocity = "-" if take.velocity is None else f"{take.velocity:.2f}"
@@ -86,7 +86,7 @@ def _line(source: str, take: NoteTake, width: int) -> str:
     decays = " ".join(f"{name}:{value:.2f}" for name, value in known if value is not None)
     moved = _octave_note(source, take)
     return (
-        f"{source:{width}} {said:>9} {take.f0_hz:9.2f} {apart:>6} {take.frames:7d} {take.end:5} {velocity:>4}  "
+        f"{source:{width}} {said:>9} {take.f0_hz:9.2f} {apart:>6} {take.frames / rate_hz:6.2f} {take.end:5} {velocity:>4}  "
         f"{decays}{moved}"
     )
 
