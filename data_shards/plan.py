@@ -175,7 +175,9 @@ def plan_shards(
         if files and size + item_size > options.shard_mb * 1e6:
             close()
             files, items, size, work = [], [], 0.0, 0
-        group = item.take.group if isinstance(item.take, NoteTake) else _group(item.file.stem, options.group_by)
+        group = (
+            item.take.group if isinstance(item.take, NoteTake) else _group(item.file.stem, options.group_by)
+        )
         planned = PlannedFile(item.file, probed[0], item.target, probed[1], group, key, num_keys, item.take)
         files.append(planned)
         items.append(item)

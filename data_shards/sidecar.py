@@ -242,7 +242,9 @@ def parse_sidecar(data: bytes, place: str) -> Sidecar:
         source_rate_hz=obj.integers("source_rate_hz", count, low=1),
         source_channels=obj.integers("source_channels", count, low=1),
         members=members,
-        take=[TAKE_PARSERS[kind](item) for item in obj.list_of_objects("take")] if kind in TAKE_PARSERS else [],
+        take=[TAKE_PARSERS[kind](item) for item in obj.list_of_objects("take")]
+        if kind in TAKE_PARSERS
+        else [],
     )
     obj.done()
     if kind in TAKE_PARSERS and len(sidecar.take) != count:

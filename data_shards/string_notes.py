@@ -75,7 +75,9 @@ class StringOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.f0, str) and self.f0 not in ("from-name", "estimate"):
-            raise CorpusError(f"--f0 is {self.f0!r}; needed from-name, estimate or a number of Hz such as 82.4")
+            raise CorpusError(
+                f"--f0 is {self.f0!r}; needed from-name, estimate or a number of Hz such as 82.4"
+            )
         if not isinstance(self.f0, str) and not 0 < self.f0 < math.inf:
             raise CorpusError(f"--f0 is {self.f0} Hz; needed a number above 0, such as 82.4")
         if isinstance(self.octave, str) and self.octave != "auto":
@@ -148,7 +150,9 @@ def read_note_list(path: Path) -> dict[str, dict[str, float]]:
     Raises: CorpusError naming the line.
     """
     if not path.is_file():
-        raise CorpusError(f"The list {path} does not exist. Give a CSV with the columns {', '.join(_CSV_COLUMNS)}")
+        raise CorpusError(
+            f"The list {path} does not exist. Give a CSV with the columns {', '.join(_CSV_COLUMNS)}"
+        )
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, restkey="", skipinitialspace=True)
         columns = [name.strip() for name in reader.fieldnames or []]
@@ -256,9 +260,7 @@ def _read(file: FoundFile, header: AudioHeader, rate_hz: int) -> tuple[np.ndarra
     return wave[:length].astype(np.float64), clipped[:length]
 
 
-def _given(
-    name: NoteName, known: dict[str, float], options: StringOptions
-) -> tuple[float | None, str]:
+def _given(name: NoteName, known: dict[str, float], options: StringOptions) -> tuple[float | None, str]:
     """(pitch that is said, who says it)."""
     if "f0_hz" in known:
         return known["f0_hz"], "given"
@@ -283,7 +285,12 @@ def _pitch(
     """(what is heard, what was said, in the octave that is heard)."""
     free = _heard(decay, rate_hz)
     pitch = free if given_hz is None else _heard(decay, rate_hz, given_hz)
-    if given_hz is not None and source == "name" and options.octave == "auto" and free.clarity >= FEWEST_CLARITY:
+    if (
+        given_hz is not None
+        and source == "name"
+        and options.octave == "auto"
+        and free.clarity >= FEWEST_CLARITY
+    ):
         octaves = round(math.log2(free.f0_hz / given_hz))
         if octaves and abs(cents(free.f0_hz, given_hz * 2.0**octaves)) <= MOST_CENTS:
             pitch, given_hz = free, given_hz * 2.0**octaves

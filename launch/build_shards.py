@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_pedal_arguments(
         commands.add_parser("pedal", help=PEDAL_HELP, description=f"{PEDAL_HELP}. {PEDAL_MORE}")
     )
-    add_note_arguments(commands.add_parser("string", help=NOTES_HELP, description=f"{NOTES_HELP}. {NOTES_MORE}"))
+    add_note_arguments(
+        commands.add_parser("string", help=NOTES_HELP, description=f"{NOTES_HELP}. {NOTES_MORE}")
+    )
     verify = commands.add_parser("verify", help="read every byte of a corpus and name what is damaged")
     verify.add_argument("folder", type=Path)
     return parser

@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
-    """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise.
+    """The hyper-parameters; the rate of a device or string and the knobs of a device are those of its corpus unless `overrides` say otherwise.
 
     What a configuration of Automated-GuitarAmpModelling was read as is told on stderr.
     """
@@ -108,7 +108,9 @@ def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
 
     corpus = _device_corpus(preset, overrides)
     recordings = None
-    if corpus is not None:
+    if corpus is not None and corpus.kind == "string":
+        overrides = [f"wav_rate={corpus.rate_hz}", *overrides]
+    elif corpus is not None:
         from hparams.agam import Recordings
 
         knobs = tuple(corpus.takes[0].knobs)
@@ -124,7 +126,7 @@ def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
 
 
 def _device_corpus(preset: str, overrides: Sequence[Override]) -> Corpus | None:
-    """The corpus of a device to learn; None for other tasks, and where there is none yet.
+    """The corpus of a device or a string to learn; None for other tasks, and where there is none yet.
 
     Looked for before the values are checked, for what is possible depends on its rate.
     """
@@ -132,13 +134,18 @@ def _device_corpus(preset: str, overrides: Sequence[Override]) -> Corpus | None:
     from hparams.place import corpus_place
     from hparams.tasks import DEVICE_TASKS
 
-    task, given = peek(preset, overrides, ("task.name", "pair_dir"))
+    task, pairs, notes = peek(preset, overrides, ("task.name", "pair_dir", "note_dir"))
+    given = notes if task == "string" else pairs
     place = corpus_place(given) if isinstance(given, str) else None
-    if task not in DEVICE_TASKS or place is None or (isinstance(place, Path) and not place.is_dir()):
+    if (
+        task not in (*DEVICE_TASKS, "string")
+        or place is None
+        or (isinstance(place, Path) and not place.is_dir())
+    ):
         return None  # What is not there is told of when the data are opened.
     from data_shards.corpus import Corpus
 
-    return Corpus.open(place, "pedal")
+    return Corpus.open(place, "string" if task == "string" else "pedal")
 
 
 def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:

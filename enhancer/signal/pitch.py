@@ -77,7 +77,9 @@ def _coarse(samples: np.ndarray, rate_hz: int, near_hz: float | None) -> tuple[f
     lags = np.arange(first, longest)
     if near_hz is None:
         middle = periodicity[first:longest]
-        is_peak = (middle >= periodicity[first - 1 : longest - 1]) & (middle > periodicity[first + 1 : longest + 1])
+        is_peak = (middle >= periodicity[first - 1 : longest - 1]) & (
+            middle > periodicity[first + 1 : longest + 1]
+        )
         # Before the first crossing of zero lies the peak of lag 0.
         crossing = np.flatnonzero(periodicity[:longest] < 0)
         is_peak &= lags >= (crossing[0] if len(crossing) else longest)
