@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def noise_between_partials(
     is_between = (distance > 0.25 * f0_hz) & (hz > 4 * rate_hz / count)
     scale = 2 / (count * np.sum(window**2))
     noise = np.zeros(len(edges_hz) - 1)
-    for band, (low, high) in enumerate(zip(edges_hz[:-1], edges_hz[1:], strict=True)):
+    for band, (low, high) in enumerate(pairwise(edges_hz)):
         inside = (hz >= low) & (hz < high)
         chosen = power[inside & is_between]
         if len(chosen) >= 4:

@@ -23,7 +23,8 @@ class BuildOptions:
     Args:
         kind: fg, bg, rir, pair, pedal or string.
         rate_hz: sample rate of the corpus.
-        codec: wav (PCM16, read without decoding) or flac (about half the bytes); wav32f (32-bit float) for pedals and strings.
+        codec: wav (PCM16, read without decoding) or flac (about half the bytes); wav32f (32-bit float) for pedals and
+            strings.
         segment_seconds: longer recordings are cut into equal parts of at most this length.
         shard_mb: size at which a shard is full, 1e6 bytes, estimated before building.
         group_by: `file` (each recording) or `folder` (each speaker's folder) stays together in the split.

@@ -38,7 +38,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Piece:
-    """One sample to be: int16 (pedal, string: float32) [frames] per member. `name` tells it from its siblings in messages.
+    """One sample to be: int16 (pedal, string: float32) [frames] per member. `name` tells it from its siblings.
 
     `side` takes the place of the file's group where parts of one recording go to different sides of the split.
     """

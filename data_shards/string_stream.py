@@ -95,7 +95,7 @@ class StringStream:
         return {"draw": numbers, **{name: torch.cat([row[name] for row in rows]) for name in rows[0]}}
 
     def validation_row(self, item: int) -> Batch:
-        """Note `item` from the end of its attack on, a batch of one row; `noise_db` float32 [1, 9] is its noise floor."""
+        """Note `item` from the end of its attack on, a batch of one row; `noise_db` float32 [1, 9]: its noise floor."""
         note = self.valid[item]
         row = self._row(note, 0, min(self.valid_frames, len(note.wave)))
         return {**row, "noise_db": _bands(note.take.noise_db)}

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from data_shards.build import build_corpus, no_report
 from data_shards.dataset import DATASET_NAME
+from data_shards.note_options import StringOptions, read_note_list
 from data_shards.options import BuildOptions
 from data_shards.pedal import PedalOptions, build_pedal_corpus, read_pairs
-from data_shards.string_notes import StringOptions, build_string_corpus, read_note_list
+from data_shards.string_notes import build_string_corpus
 from data_shards.synthetic import write_demo_audio
 from data_shards.synthetic_device import write_device_pairs
 from data_shards.synthetic_string import CSV_NAME, NUM_NOTES, write_string_notes
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=int, default=44_100, help="sample rate in Hz")
     parser.add_argument(
         "--kind", choices=("mix", "pedal", "string"), default="mix",
-        help="mix: fg, bg and rir for the main job; pedal: dry/wet pairs of a simulated device; string: single notes of known decay (%(default)s)",
+        help="mix: fg, bg and rir for the main job; pedal: dry/wet pairs of a simulated device; string: single notes "
+        "of known decay (%(default)s)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     write = {"pedal": write_demo_pedal, "string": write_demo_string}.get(options.kind, write_demo_corpora)

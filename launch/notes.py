@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from data_shards.note_names import read_name
+from data_shards.note_options import StringOptions, read_note_list
 from data_shards.notes import ATTACK_MODES, NoteTake
-from data_shards.string_notes import StringBuild, StringOptions, read_note_list
+from data_shards.string_notes import StringBuild
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ
 from enhancer.signal.pitch import cents
 
@@ -86,8 +87,8 @@ def _line(source: str, take: NoteTake, width: int, rate_hz: int) -> str:
     decays = " ".join(f"{name}:{value:.2f}" for name, value in known if value is not None)
     moved = _octave_note(source, take)
     return (
-        f"{source:{width}} {said:>9} {take.f0_hz:9.2f} {apart:>6} {take.frames / rate_hz:6.2f} {take.end:5} {velocity:>4}  "
-        f"{decays}{moved}"
+        f"{source:{width}} {said:>9} {take.f0_hz:9.2f} {apart:>6} {take.frames / rate_hz:6.2f} {take.end:5} "
+        f"{velocity:>4}  {decays}{moved}"
     )
 
 

@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
-    """The hyper-parameters; the rate of a device or string and the knobs of a device are those of its corpus unless `overrides` say otherwise.
+    """The hyper-parameters; rate and knobs are those of the corpus of a device or string unless `overrides` say otherwise.
 
     What a configuration of Automated-GuitarAmpModelling was read as is told on stderr.
     """

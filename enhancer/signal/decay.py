@@ -13,7 +13,7 @@ from enhancer.signal.stft import hann_window
 from enhancer.signal.types import PerRow, WaveBatch
 
 OCTAVE_CENTRES_HZ = (62.5, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0)
-"""The lowest band reaches down to LOWEST_HZ, the highest up to half the rate; the others from 2**-0.5 to 2**0.5 around."""
+"""The lowest band reaches down to LOWEST_HZ, the highest up to half the rate; the others by half an octave around."""
 LOWEST_HZ = 20.0
 WINDOW_SECONDS = 0.186
 HOPS_PER_WINDOW = 8
@@ -153,7 +153,7 @@ def period_gains_db(wave: WaveBatch, rate_hz: int, f0_hz: PerRow, floor_db: floa
     """Energy of each period over that of the one before it, dB, for each row of `wave` [B, T]: a list of [periods - 1].
 
     Periods are 1 / f0 long, not whole numbers of samples: the running sum of energy is interpolated between samples.
-    Ratios of periods whose mean square is below `floor_db` dBFS are left out: of nothing but rounding they tell nothing.
+    Ratios of periods whose mean square is below `floor_db` dBFS are left out: they are of nothing but rounding.
     """
     return [_gains_of_row(row, rate_hz / float(f0), floor_db) for row, f0 in zip(wave, f0_hz, strict=True)]
 

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from scipy.io import wavfile
 
+from data_shards.clipping import clipped_share
 from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
 from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus, read_pairs
