@@ -111,7 +111,7 @@ def string_metrics(
 def failures(estimate: Tensor, target: Tensor, rate_hz: int, f0_hz: float) -> list[str]:
     """Names of what is wrong with an estimate [T] of a target [T] in the large; an empty list where nothing is.
 
-    `blows up`: NaN, infinite, or BLOW_UP_DB above the target's peak. `never decays`: over the time in which the target
+    `blows up`: NaN, infinite, or BLOW_UP_DB above the target's peak; no other name is then looked for. `never decays`: over the time in which the target
     falls by 10 dB or more the estimate's T60 is NEVER_RATIO times as long; or it is so in the last third of that time,
     and the estimate ends NEVER_ABOVE_DB above the target. `decays much too fast`: its T60 is below FAST_RATIO of the
     target's. `settles on a value other than zero`: see SETTLE_DBFS and SETTLE_BELOW_PEAK_DB. Means are taken out before
@@ -120,10 +120,9 @@ def failures(estimate: Tensor, target: Tensor, rate_hz: int, f0_hz: float) -> li
     if not bool(estimate.isfinite().all()):
         return [BLOWS_UP]
     peak = float(target.abs().max())
-    found = []
     if float(estimate.abs().max()) > peak * 10 ** (BLOW_UP_DB / 20):
-        found.append(BLOWS_UP)
-    found += _decay_failures(estimate, target, rate_hz)
+        return [BLOWS_UP]
+    found = _decay_failures(estimate, target, rate_hz)
     dc = abs(float(end_dc(estimate[None], rate_hz)))
     if dc > max(10 ** (SETTLE_DBFS / 20), peak * 10 ** (SETTLE_BELOW_PEAK_DB / 20)):
         found.append(SETTLES)

@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
-    """The hyper-parameters; rate and knobs are those of the corpus of a device or string unless `overrides` say otherwise.
+    """The hyper-parameters; rate and knobs are those of a device's or string's corpus unless `overrides` say more.
 
     What a configuration of Automated-GuitarAmpModelling was read as is told on stderr.
     """
