@@ -37,6 +37,8 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
     """`numba.njit` that keeps what it compiled on disk, if there is a place where it can be written."""
 
     def decorate(function: Any) -> Any:
+        # The check for a division by zero would keep loops from becoming vector instructions.
+        options["error_model"] = "numpy"
         try:
             return njit(cache=True, **options)(function)
         except RuntimeError:  # numba's word for "no locator available": neither beside the file nor at home
@@ -158,12 +160,12 @@ def warm_up(line, length, delay, fir, recent, cut, sections, states, energy, rat
 
 @compiled(fastmath=FAST)
 def forward(
-    line, mask, first, count, out, delay, quarter, fir, recent, cut, sections, loss, bias1, w1, b2, w2, w3, b3,
+    line, mask, first, count, delay, quarter, fir, recent, cut, sections, loss, bias1, w1, b2, w2, w3, b3,
     num_layers, flags, states, energy, rates, scale, odd, even, x, h1, h2, valve, kept, has_store,
 ):  # fmt: skip
     """Run each row for `count` samples from sample number `first` on.
 
-    line [B, R]: the delay line, sample n at n & mask. out [B, count]: what it makes. flags: is_additive, is_odd,
+    line [B, R]: the delay line, sample n at n & mask. flags: is_additive, is_odd,
     has_quarter, has_state. With has_store the inputs x [B, count, I], activations h1, h2 [B, count, H], the valve's
     position and the sample before it, valve [B, count, 2], and the bands kept [B, count, K] stay for `backward`;
     without it they are as long as one sample.
@@ -204,25 +206,24 @@ def forward(
             if abs(y) < SMALLEST:
                 y = 0.0
             line[row, n & mask] = y
-            out[row, step] = y
 
 
 @compiled(fastmath=FAST)
 def backward(
-    line, first, start, stop, grad, delay, quarter, fir, recent, cut, sections, loss, w1, w2t, w3, num_layers, flags,
+    line, first, count, grad, delay, quarter, fir, recent, cut, sections, loss, w1, w2t, w3, num_layers, flags,
     one, zeros, h1, h2, valve, kept, adjoint, g_fir, g_recent, g_cut, g_loss, d_m, d1, d2, d_x,
 ):  # fmt: skip
-    """Back through samples start to stop of a rollout that began at sample number `first`.
+    """Back through `count` samples from sample number `first` on, with what `forward` stored of them.
 
     grad [B, T], of all samples of `line`, takes what flows to earlier ones; adjoint [B, K, 2] that of the sections'
-    states. Deltas of this stretch go into d_m [B, L], d1, d2 [B, L, H], from which the weights' gradients are matrix
+    states. Deltas of this stretch go into d_m [B, L, 2], d1, d2 [B, L, H], from which the weights' gradients are matrix
     products. w2t is [O, I]. The decay state passes no gradient.
     """
     is_additive, is_odd, has_quarter, _ = flags
     for row in range(line.shape[0]):
-        for step in range(stop - 1, start - 1, -1):
-            n, at = first + step, step - start
-            y, opening, v = line[row, n], valve[row, step, 0], valve[row, step, 1]
+        for at in range(count - 1, -1, -1):
+            n = first + at
+            y, opening, v = line[row, n], valve[row, at, 0], valve[row, at, 1]
             g = grad[row, n]
             if y >= LIMIT or y <= -LIMIT:
                 g = g * 0
@@ -239,18 +240,18 @@ def backward(
                 g_loss[row] -= g * y * factor
                 g_m = -g * y * decay * (1 - opening * opening)
             if num_layers > 0:
-                d_m[row, at] = g_m
+                d_m[row, at, 0] = g_m
                 delta = d1[row, at]
                 if num_layers > 1:
                     above = d2[row, at]
                     for h in range(above.shape[0]):
-                        above[h] = g_m * w3[h] * (one - h2[row, step, h] * h2[row, step, h])
+                        above[h] = g_m * w3[h] * (one - h2[row, at, h] * h2[row, at, h])
                     affine(delta, zeros, w2t, above)
                 else:
                     for h in range(delta.shape[0]):
                         delta[h] = g_m * w3[h]
                 for h in range(delta.shape[0]):
-                    delta[h] *= one - h1[row, step, h] * h1[row, step, h]
+                    delta[h] *= one - h1[row, at, h] * h1[row, at, h]
                 for j in range(NUM_RECENT + NUM_TAPS + NUM_QUARTER * has_quarter):
                     d_x[j] = sign * dot(w1[j], delta)
                 for j in range(NUM_RECENT):
@@ -264,7 +265,7 @@ def backward(
             for k in range(cut.shape[1] - 1, -1, -1):
                 s = sections[k]
                 g_band = -cut[row, k] * g_u
-                g_cut[row, k] -= g_u * kept[row, step, k]
+                g_cut[row, k] -= g_u * kept[row, at, k]
                 a1, a2 = adjoint[row, k, 0], adjoint[row, k, 1]
                 g_u += s[8] * g_band + s[4] * a1 + s[5] * a2
                 adjoint[row, k, 0] = s[0] * a1 + s[2] * a2 + s[6] * g_band

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 CHUNK_SAMPLES = 512
-"""Stretch of a rollout whose deltas are turned into gradients of the weights at once."""
+"""Stretch of a rollout that is gone back through at once."""
+BLOCK_SAMPLES = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,57 +75,56 @@ def rollout(loop: Loop, history: Float[Tensor, "batch past"], count: int) -> Flo
 
 
 def generate(
-    loop: Loop, history: Float[Tensor, "batch past"], count: int, block: int = 0
+    loop: Loop, history: Float[Tensor, "batch past"], count: int
 ) -> Float[Tensor, "batch count"]:
-    """The same without gradients, from a ring buffer of two periods or the history, whichever is longer.
-
-    `block`: samples that are made at once; 0: all. It changes nothing.
-    """
+    """The same without gradients, from a ring buffer, BLOCK_SAMPLES at a time."""
     from enhancer.models import string_kernels
 
     arrays = _Arrays(loop)
     batch, past = history.shape
-    size = 1 << (max(past, int(loop.delay.max()) + 8) + 1).bit_length()
-    ring = np.zeros((batch, size), arrays.dtype)
+    mask = (1 << (max(past, int(loop.delay.max()) + 8) + BLOCK_SAMPLES).bit_length()) - 1
+    ring = np.zeros((batch, mask + 1), arrays.dtype)
     ring[:, :past] = _array(history)
     states = arrays.warm_up(ring[:, :past])
     out = np.empty((batch, count), arrays.dtype)
     kept = arrays.stores(batch, 1)
-    block = block or count
-    for start in range(0, count, block):
-        stop = min(start + block, count)
-        arrays.forward(ring, size - 1, past + start, out[:, start:stop], states, kept, False)
+    for start in range(0, count, BLOCK_SAMPLES):
+        size = min(BLOCK_SAMPLES, count - start)
+        arrays.forward(ring, mask, past + start, size, states, kept, False)
+        out[:, start : start + size] = ring[:, (past + start + np.arange(size)) & mask]
     return torch.from_numpy(out).to(history)
 
 
 class _Rollout(torch.autograd.Function):
+    """Forward keeps the states at the start of each chunk; backward runs each chunk again and then back through it."""
+
     @staticmethod
     def forward(ctx: Any, history: Tensor, count: int, rest: dict[str, Any], *learned: Tensor) -> Tensor:
-        loop = Loop(**dict(zip(LEARNED, learned, strict=True)), **rest)
-        arrays = _Arrays(loop)
+        arrays = _Arrays(Loop(**dict(zip(LEARNED, learned, strict=True)), **rest))
         batch, past = history.shape
         line = np.empty((batch, past + count), arrays.dtype)
         line[:, :past] = _array(history)
         states = arrays.warm_up(line[:, :past])
-        has_store = torch.is_grad_enabled() or any(ctx.needs_input_grad)
-        kept = arrays.stores(batch, count if has_store else 1)
-        out = np.empty((batch, count), arrays.dtype)
-        arrays.forward(line, -1, past, out, states, kept, has_store)
-        ctx.arrays, ctx.line, ctx.kept, ctx.past = arrays, line, kept, past
+        kept = arrays.stores(batch, 1)
+        starts = {}
+        for first in range(past, past + count, CHUNK_SAMPLES):
+            starts[first] = {name: state.copy() for name, state in states.items()}
+            size = min(CHUNK_SAMPLES, past + count - first)
+            arrays.forward(line, -1, first, size, states, kept, False)
+        ctx.arrays, ctx.line, ctx.starts = arrays, line, starts
         ctx.like = [history, *learned]
-        return torch.from_numpy(out).to(history)
+        return torch.from_numpy(line[:, past:].copy()).to(history)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        line = ctx.line
-        flow = np.zeros_like(line)
-        flow[:, ctx.past :] = _array(grad)
-        found = ctx.arrays.backward(line, flow, ctx.past, ctx.kept)
-        found["history"] = flow[:, : ctx.past]
-        names = ("history", *LEARNED)
+        past = ctx.like[0].shape[1]
+        flow = np.zeros_like(ctx.line)
+        flow[:, past:] = _array(grad)
+        found = ctx.arrays.backward(ctx.line, flow, ctx.starts)
+        found["history"] = flow[:, :past]
         gradients = [
             torch.from_numpy(np.ascontiguousarray(found[name])).to(like).reshape(like.shape)
-            for name, like in zip(names, ctx.like, strict=True)
+            for name, like in zip(("history", *LEARNED), ctx.like, strict=True)
         ]
         return gradients[0], None, None, *gradients[1:]
 
@@ -179,45 +179,42 @@ class _Arrays:
         line: np.ndarray,
         mask: int,
         first: int,
-        out: np.ndarray,
+        count: int,
         states: dict[str, np.ndarray],
         kept: dict[str, np.ndarray],
         has_store: bool,
     ) -> None:
-        """Fill `out` and the line from sample number `first` on."""
+        """Go on with the line for `count` samples from number `first` on."""
         of = self.of
         self.kernels.forward(
-            line, mask, first, out.shape[1], out, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"],
-            of["sections"], of["loss"], of["bias1"], of["w1"], of["b2"], of["w2"], of["w3"], of["b3"][0],
-            self.loop.num_layers, self.loop.flags, states["states"], states["energy"], of["rates"], of["scale"],
-            self.odd, self.even, kept["x"], kept["h1"], kept["h2"], kept["valve"], kept["kept"], has_store,
+            line, mask, first, count, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"], of["sections"],
+            of["loss"], of["bias1"], of["w1"], of["b2"], of["w2"], of["w3"], of["b3"][0], self.loop.num_layers,
+            self.loop.flags, states["states"], states["energy"], of["rates"], of["scale"], self.odd, self.even,
+            kept["x"], kept["h1"], kept["h2"], kept["valve"], kept["kept"], has_store,
         )  # fmt: skip
 
     def backward(
-        self, line: np.ndarray, flow: np.ndarray, past: int, kept: dict[str, np.ndarray]
+        self, line: np.ndarray, flow: np.ndarray, starts: dict[int, dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """Gradients of LEARNED; `flow` takes that of the history."""
-        of, loop, dtype = self.of, self.loop, self.dtype
-        batch, count = len(line), line.shape[1] - past
+        """Gradients of LEARNED; `flow`, the gradient of the line, is completed. `starts`: states by sample number."""
+        of, batch, end = self.of, len(line), line.shape[1]
         found = {name: np.zeros_like(of[name]) for name in LEARNED}
-        adjoint = np.zeros((batch, len(of["sections"]), 2), dtype)
-        size = min(CHUNK_SAMPLES, count)
-        delta = {"m": np.zeros((batch, size), dtype)}
-        for layer in (1, 2):
-            shape = (batch, size, self.num_hidden) if loop.num_layers >= layer else (batch, 1, 1)
-            delta[str(layer)] = np.zeros(shape, dtype)
-        d_x = np.zeros(len(of["w1"]), dtype)
-        w2t, zeros = np.ascontiguousarray(of["w2"].T), np.zeros(self.num_hidden, dtype)
-        for start in range((count - 1) // size * size, -1, -size):
-            stop = min(start + size, count)
+        size = min(CHUNK_SAMPLES, end - min(starts))
+        kept, delta = self.stores(batch, size), self.stores(batch, size)
+        adjoint = np.zeros((batch, len(of["sections"]), 2), self.dtype)
+        d_x = np.zeros(len(of["w1"]), self.dtype)
+        w2t, zeros = np.ascontiguousarray(of["w2"].T), np.zeros(self.num_hidden, self.dtype)
+        for first in sorted(starts, reverse=True):
+            count = min(size, end - first)
+            self.forward(line, -1, first, count, starts[first], kept, True)
             self.kernels.backward(
-                line, past, start, stop, flow, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"],
-                of["sections"], of["loss"], of["w1"], w2t, of["w3"], loop.num_layers, loop.flags, self.odd[9],
-                zeros, kept["h1"], kept["h2"], kept["valve"], kept["kept"], adjoint, found["fir"], found["recent"],
-                found["cut"], found["loss"], delta["m"], delta["1"], delta["2"], d_x,
+                line, first, count, flow, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"],
+                of["sections"], of["loss"], of["w1"], w2t, of["w3"], self.loop.num_layers, self.loop.flags,
+                self.odd[9], zeros, kept["h1"], kept["h2"], kept["valve"], kept["kept"], adjoint, found["fir"],
+                found["recent"], found["cut"], found["loss"], delta["valve"], delta["h1"], delta["h2"], d_x,
             )  # fmt: skip
-            if loop.num_layers:
-                self._weights(found, delta, kept, start, stop)
+            if self.loop.num_layers:
+                self._weights(found, delta, kept, count)
         return found
 
     def _weights(
@@ -225,24 +222,21 @@ class _Arrays:
         found: dict[str, np.ndarray],
         delta: dict[str, np.ndarray],
         kept: dict[str, np.ndarray],
-        start: int,
-        stop: int,
+        count: int,
     ) -> None:
-        """Add the gradients of the network's weights over samples start to stop."""
+        """Add the gradients of the network's weights over a chunk of `count` samples."""
 
-        def flat(array: np.ndarray, first: int) -> Tensor:
-            piece = torch.from_numpy(array[:, first : first + stop - start])
-            return piece.reshape(-1, array.shape[-1])
+        def flat(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array[:, :count]).reshape(-1, array.shape[-1])
 
-        top = "h2" if self.loop.num_layers > 1 else "h1"
-        d_m, d1 = flat(delta["m"][..., None], 0), flat(delta["1"], 0)
-        found["w3"] += (flat(kept[top], start).T @ d_m)[:, 0].numpy()
+        d_m, d1 = flat(delta["valve"])[:, 0], flat(delta["h1"])
+        found["w3"] += (d_m @ flat(kept["h2" if self.loop.num_layers > 1 else "h1"])).numpy()
         found["b3"] += d_m.sum().numpy()
-        found["w1"] += (flat(kept["x"], start).T @ d1).numpy()
-        found["bias1"] += delta["1"][:, : stop - start].sum(1)
+        found["w1"] += (flat(kept["x"]).T @ d1).numpy()
+        found["bias1"] += delta["h1"][:, :count].sum(1)
         if self.loop.num_layers > 1:
-            d2 = flat(delta["2"], 0)
-            found["w2"] += (flat(kept["h1"], start).T @ d2).numpy()
+            d2 = flat(delta["h2"])
+            found["w2"] += (flat(kept["h1"]).T @ d2).numpy()
             found["b2"] += d2.sum(0).numpy()
 
 
