@@ -145,8 +145,11 @@ def listen(x, line, mask, n, delay, quarter, sign, has_quarter, has_state, energ
 
 
 @compiled()
-def warm_up(line, length, delay, fir, recent, cut, sections, states, energy, rates, kept):
-    """Fill the states of each row's filters and energies from its history, line [B, length]."""
+def warm_up(line, length, delay, fir, recent, cut, sections, states, energy, rates, scale, kept):
+    """Fill the states of each row's filters and energies from its history, line [B, length].
+
+    The slow energy is too slow for that: it begins where a decay as fast as the average would have it.
+    """
     for row in range(line.shape[0]):
         total = 0.0
         for n in range(length):
@@ -156,6 +159,7 @@ def warm_up(line, length, delay, fir, recent, cut, sections, states, energy, rat
             x = delayed(line[row], -1, n, delay[row], fir[row], recent)
             cut_bands(x, cut[row], sections, states[row], kept)
             follow(energy[row], line[row, n - 1], rates[row])
+        energy[row, 1] = energy[row, 0] * math.exp(1 / scale[row, 2])
 
 
 @compiled(fastmath=FAST)

@@ -170,7 +170,7 @@ class _Arrays:
         kept = np.zeros(len(of["sections"]), self.dtype)
         self.kernels.warm_up(
             np.ascontiguousarray(history), history.shape[1], of["delay"], of["fir"], of["recent"], of["cut"],
-            of["sections"], states, energy, of["rates"], kept,
+            of["sections"], states, energy, of["rates"], of["scale"], kept,
         )  # fmt: skip
         return {"states": states, "energy": energy}
 

@@ -25,6 +25,7 @@ def rollout(loop: Loop, history: Float[Tensor, "batch past"], count: int) -> Flo
             is_ready = (n >= ready)[:, None]
             states = torch.where(is_ready[..., None], after, states)
             energy = torch.where(is_ready, _follow(loop, energy, samples[n - 1]), energy)
+    energy = torch.stack([energy[:, 0], energy[:, 0] * torch.exp(1 / loop.scale[:, 2])], 1)
     for n in range(past, past + count):
         taps = _taps(samples, n, loop.delay, rows, 3, 7)
         v, states = _cut(loop, _delayed(loop, samples, n, taps), states)

@@ -1,0 +1,164 @@
+"""What a string loses on its way through one period, as filters that never gain.
+
+The delay line is read between samples by Lagrange interpolation over seven of them, whose magnitude is at most 1 for
+delays up to a sample off its middle (V. Välimäki, "Discrete-time modeling of acoustic tubes using fractional delay
+filters", 1995, section 3.3). Then come sections in series, each taking the share c = 1 - exp(-nepers) out of one band:
+
+    |1 - c B(f)|² = 1 - (1 - exp(-2 nepers)) |B(f)|²
+
+because the band filters B (first-order low-pass and high-pass, second-order band-pass of peak gain 1) lie on the circle
+of radius 1/2 around 1/2. So the loss of each section is at least 0 at every frequency, whatever the nepers >= 0 are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+OCTAVES_HZ = (62.5, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0)
+"""Centres of the bands in which a decay is told."""
+LOW_SHELF_HZ, HIGH_SHELF_HZ = 88.4, 11_314.0
+BELLS_HZ = OCTAVES_HZ[1:-1]
+NUM_SECTIONS = len(BELLS_HZ) + 2
+Q = 2**0.5
+ORDER = 6
+FIT_HZ = tuple(31.25 * 2 ** (third / 3) for third in range(29))
+FIT_STEPS = 60
+HIGHEST_SHARE = 0.45
+"""Band filters are centred below this share of the rate."""
+
+PerBand = Float[Tensor, "batch band"]
+
+
+def lagrange(offset: Float[Tensor, " batch"]) -> Float[Tensor, "batch 7"]:
+    """Weights that read a line `offset` samples before the middle one of seven, the newest sample first.
+
+    Exact for polynomials up to degree 6; |offset| <= 1 for a magnitude of at most 1.
+    """
+    place = offset + ORDER // 2
+    columns = []
+    for k in range(ORDER + 1):
+        factors = [(place - j) / (k - j) for j in range(ORDER + 1) if j != k]
+        columns.append(torch.stack(factors).prod(0))
+    return torch.stack(columns, 1)
+
+
+class BandSections:
+    """The sections in series at `rate_hz`: constants of their band filters. Rows of a batch differ in nepers only."""
+
+    def __init__(self, rate_hz: int) -> None:
+        top = HIGHEST_SHARE * rate_hz
+        self.rate_hz = rate_hz
+        corners = [min(hz, top) for hz in (LOW_SHELF_HZ, *BELLS_HZ, HIGH_SHELF_HZ)]
+        self._tangents = [math.tan(math.pi * hz / rate_hz) for hz in corners]
+        self._kinds = ["low", *["bell"] * len(BELLS_HZ), "high"]
+
+    def state_space(self) -> Float[Tensor, "section 9"]:
+        """A11 A12 A21 A22 B1 B2 C1 C2 D of each band filter (trapezoidal rule), in float64."""
+        return torch.tensor(
+            [_state_space(kind, g) for kind, g in zip(self._kinds, self._tangents, strict=True)],
+            dtype=torch.float64,
+        )
+
+    def response(self, hz: Float[Tensor, "*shape"]) -> Complex[Tensor, "*shape section"]:
+        """B(f) of each section."""
+        warped = torch.tan(math.pi * hz.double().clamp_max(0.499 * self.rate_hz) / self.rate_hz)
+        columns = []
+        for kind, g in zip(self._kinds, self._tangents, strict=True):
+            s = 1j * warped / g
+            if kind == "bell":
+                columns.append((s / Q) / (s * s + s / Q + 1))
+            else:
+                columns.append((1 if kind == "low" else s) / (s + 1))
+        return torch.stack(columns, -1)
+
+    def loss(self, nepers: PerBand, hz: Float[Tensor, "batch place"]) -> Float[Tensor, "batch place"]:
+        """Nepers that all sections together take at `hz`."""
+        power = self.response(hz).abs().square()
+        return -0.5 * torch.log1p(torch.expm1(-2 * nepers.double())[:, None, :] * power).sum(-1)
+
+    def phase_delay(self, nepers: PerBand, hz: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Samples by which all sections together delay a sinusoid of `hz`; negative where they advance it."""
+        through = 1 + torch.expm1(-nepers.double()) * self.response(hz)
+        return -torch.angle(through).sum(-1) / (2 * math.pi * hz.double() / self.rate_hz)
+
+    def fit(self, loss: Float[Tensor, "batch place"], hz: Float[Tensor, "batch place"]) -> PerBand:
+        """Nepers >= 0 of each section, so that they lose about `loss` nepers at `hz` together.
+
+        Multiplicative updates (the expectation-maximisation of a sum of known shapes, W. H. Richardson 1972, L. B. Lucy
+        1974), which keep what is not negative so and have a gradient.
+        """
+        power = self.response(hz).abs().square().real
+        wanted = loss.double().clamp_min(1e-9)
+        nepers = wanted.mean(1, keepdim=True).expand(-1, NUM_SECTIONS) / 2
+        total = power.sum(1)
+        for _ in range(FIT_STEPS):
+            ratio = wanted / self.loss(nepers, hz).clamp_min(1e-12)
+            nepers = nepers * (power * ratio[..., None]).sum(1) / total
+        return nepers
+
+
+def fractional_loss(offset: Float[Tensor, " batch"], hz: Tensor, rate_hz: int) -> Float[Tensor, "batch place"]:
+    """Nepers that `lagrange` weights of `offset` lose at `hz` [B, P]."""
+    angle = 2 * math.pi * hz.double() / rate_hz
+    number = torch.arange(ORDER + 1, dtype=torch.float64)
+    spectrum = lagrange(offset.double())[:, None, :] * torch.exp(-1j * angle[..., None] * number)
+    return -torch.log(spectrum.sum(-1).abs().clamp_min(1e-6))
+
+
+def at_frequencies(
+    values: PerBand, places_hz: PerBand, hz: Float[Tensor, "batch place"]
+) -> Float[Tensor, "batch place"]:
+    """`values` > 0, known at ascending `places_hz`, at `hz`: straight lines between logarithms, level beyond."""
+    log_hz, knots = hz.double().log(), places_hz.double().log()
+    logs = values.double().log()
+    above = torch.searchsorted(knots.contiguous(), log_hz.contiguous()).clamp(1, knots.shape[1] - 1)
+    left, right = knots.gather(1, above - 1), knots.gather(1, above)
+    share = ((log_hz - left) / (right - left)).clamp(0, 1)
+    return torch.exp(logs.gather(1, above - 1) * (1 - share) + logs.gather(1, above) * share)
+
+
+def band_places(f0_hz: Float[Tensor, " batch"]) -> PerBand:
+    """Where in each octave band a tone of `f0_hz` has its partials: their mean, lower ones counting more.
+
+    The centre of a band without partials. A partial k counts 1/k².
+    """
+    centres = torch.tensor(OCTAVES_HZ, dtype=torch.float64)
+    number = torch.arange(1, 1025, dtype=torch.float64)
+    partial = f0_hz.double()[:, None] * number
+    band = torch.round(torch.log2(partial / centres[0])).clamp(-1, len(OCTAVES_HZ))
+    weight = (band[..., None] == torch.arange(len(OCTAVES_HZ))) / number[:, None] ** 2
+    total = weight.sum(1)
+    mean = (weight * partial.log()[..., None]).sum(1) / total.clamp_min(1e-30)
+    return torch.where(total > 0, mean.exp(), centres)
+
+
+def filled(values: PerBand) -> PerBand:
+    """`values` with NaN replaced: from the nearest band that is known, by straight lines between two. All NaN: NaN."""
+    rows = []
+    place = torch.arange(values.shape[1], dtype=torch.float64)
+    for row in values.double():
+        known = row.isfinite()
+        if not known.any():
+            rows.append(row)
+            continue
+        knots, logs = place[known], row[known].log()
+        above = torch.searchsorted(knots, place).clamp(1, max(len(knots) - 1, 1)).clamp_max(len(knots) - 1)
+        below = (above - 1).clamp_min(0)
+        share = ((place - knots[below]) / (knots[above] - knots[below]).clamp_min(1e-9)).clamp(0, 1)
+        rows.append(torch.exp(logs[below] * (1 - share) + logs[above] * share))
+    return torch.stack(rows)
+
+
+def _state_space(kind: str, g: float) -> list[float]:
+    """Of one band filter: topology-preserving transforms (V. Zavalishin, "The art of VA filter design", 2018)."""
+    if kind == "bell":
+        a1 = 1 / (1 + g * (g + 1 / Q))
+        a2, a3 = g * a1, g * g * a1
+        return [2 * a1 - 1, -2 * a2, 2 * a2, 1 - 2 * a3, 2 * a2, 2 * a3, a1 / Q, -a2 / Q, a2 / Q]
+    share = g / (1 + g)
+    low = [1 - 2 * share, 0.0, 0.0, 0.0, 2 * share, 0.0, 1 - share, 0.0, share]
+    return low if kind == "low" else [*low[:6], share - 1, 0.0, 1 - share]
