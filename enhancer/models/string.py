@@ -24,6 +24,7 @@ from enhancer.models.string_filter import (
     BandSections,
     at_frequencies,
     band_places,
+    calibrated,
     filled,
     fractional_loss,
     lagrange,
@@ -201,12 +202,12 @@ class PluckedString(nn.Module):
     def _loss_per_band(self, features: Tensor, f0_hz: Tensor, t60: Tensor) -> Tensor:
         """Nepers per period that each octave band should lose, float64 [B, bands]."""
         if "t60" in self.controls:
-            seconds = filled(t60)
+            loss = calibrated(filled(t60), f0_hz)
         else:
-            seconds = self.log_t60.double().exp().expand(len(f0_hz), -1)
+            loss = NEPERS_PER_T60 / (f0_hz.double()[:, None] * self.log_t60.double().exp())
         units = torch.tanh(self.hear(features.to(self.hear.weight)))
         correction = LARGEST_CORRECTION * torch.tanh(self.correct(units).double() / LARGEST_CORRECTION)
-        return NEPERS_PER_T60 / (f0_hz.double()[:, None] * seconds) * correction.exp()
+        return loss * correction.exp()
 
     def _filters(self, wanted: Tensor, f0_hz: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """delay [B], fir [B, 7], nepers [B, sections], base [B]: at f0 one period long and as lossy as wanted."""

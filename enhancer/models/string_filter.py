@@ -27,6 +27,9 @@ Q = 2**0.5
 ORDER = 6
 FIT_HZ = tuple(31.25 * 2 ** (third / 3) for third in range(29))
 FIT_STEPS = 60
+CALIBRATIONS = 12
+LONGEST_SECONDS = 8.0
+HIGHEST_PARTIAL_HZ = 18_000.0
 HIGHEST_SHARE = 0.45
 """Band filters are centred below this share of the rate."""
 
@@ -124,16 +127,48 @@ def at_frequencies(
 def band_places(f0_hz: Float[Tensor, " batch"]) -> PerBand:
     """Where in each octave band a tone of `f0_hz` has its partials: their mean, lower ones counting more.
 
-    The centre of a band without partials. A partial k counts 1/k².
+    The centre of a band without partials. A partial k counts 1/k⁴.
     """
     centres = torch.tensor(OCTAVES_HZ, dtype=torch.float64)
     number = torch.arange(1, 1025, dtype=torch.float64)
     partial = f0_hz.double()[:, None] * number
     band = torch.round(torch.log2(partial / centres[0])).clamp(-1, len(OCTAVES_HZ))
-    weight = (band[..., None] == torch.arange(len(OCTAVES_HZ))) / number[:, None] ** 2
+    weight = (band[..., None] == torch.arange(len(OCTAVES_HZ))) / number[:, None] ** 4
     total = weight.sum(1)
     mean = (weight * partial.log()[..., None]).sum(1) / total.clamp_min(1e-30)
     return torch.where(total > 0, mean.exp(), centres)
+
+
+def calibrated(t60: PerBand, f0_hz: Float[Tensor, " batch"]) -> PerBand:
+    """Nepers per period at `band_places`, for which octave bands of a tone of `f0_hz` fall as `t60` [seconds] says.
+
+    A band holds partials of different decay, so that its level in dB is no straight line, and the T60 of the line
+    through it is that of no one of them. For partials whose amplitudes fall as 1/k, that line is computed, and the losses
+    are changed until it is right.
+    """
+    f0, t60 = f0_hz.double()[:, None], t60.double()
+    number = torch.arange(1, int(HIGHEST_PARTIAL_HZ / float(f0.min())) + 2, dtype=torch.float64)
+    partial = f0 * number
+    band = torch.round(torch.log2(partial / OCTAVES_HZ[0])).long().clamp(0, len(OCTAVES_HZ) - 1)
+    belongs = (band[..., None] == torch.arange(len(OCTAVES_HZ))).double()
+    belongs = belongs * ((partial < HIGHEST_PARTIAL_HZ) / number**2)[..., None]
+    is_told = (belongs.sum(1) > 0) & (t60 > 0)
+    places = band_places(f0_hz)
+    share = torch.linspace(0, 1, 33, dtype=torch.float64)
+    # Seconds of the line through each band: until it has fallen by 60 dB, or the note has ended.
+    times = t60.clamp_max(LONGEST_SECONDS)[..., None] * share
+    times_of_partial = times.gather(1, band[..., None].expand(-1, -1, len(share)))
+    loss = 3 * math.log(10) / (f0 * t60)
+    for _ in range(CALIBRATIONS):
+        exponent = -2 * (at_frequencies(loss, places, partial) * f0)[..., None] * times_of_partial
+        level = 10 * torch.log10(torch.einsum("bkt,bko->bot", exponent.exp(), belongs).clamp_min(1e-30))
+        weight = (level >= level[..., :1] - 60).double()
+        mean_time = (weight * times).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+        deviation = weight * (times - mean_time)
+        slope = (deviation * level).sum(-1) / deviation.square().sum(-1)
+        ratio = -60 / slope.clamp_max(-1e-9) / t60
+        loss = torch.where(is_told, loss * ratio.clamp(0.5, 2), loss)
+    return loss
 
 
 def filled(values: PerBand) -> PerBand:
