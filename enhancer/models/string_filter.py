@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-OCTAVES_HZ = (62.5, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0)
-"""Centres of the bands in which a decay is told."""
+from enhancer.signal.decay import OCTAVE_CENTRES_HZ as OCTAVES_HZ
+
 LOW_SHELF_HZ, HIGH_SHELF_HZ = 88.4, 11_314.0
 BELLS_HZ = OCTAVES_HZ[1:-1]
 NUM_SECTIONS = len(BELLS_HZ) + 2
