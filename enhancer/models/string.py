@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from enhancer.models.string_filter import (
     FIT_HZ,
+    LARGEST_NEPERS,
     OCTAVES_HZ,
     BandSections,
     at_frequencies,
@@ -222,7 +223,8 @@ class PluckedString(nn.Module):
             lost = fractional_loss(offset.detach(), grid, self.rate_hz)
             nepers = self.sections.fit((on_grid - base - lost).clamp_min(1e-3 * on_grid), grid)
             for _ in range(3):
-                nepers = nepers * ((at_f0 - base) / self.sections.loss(nepers, own_hz))
+                scale = (at_f0 - base) / self.sections.loss(nepers, own_hz)
+                nepers = (nepers * scale).clamp_max(LARGEST_NEPERS)
             exact = period - self.sections.phase_delay(nepers, own_hz[:, 0])
             delay = exact.detach().round()
             offset = exact - delay

@@ -27,6 +27,8 @@ Q = 2**0.5
 ORDER = 6
 FIT_HZ = tuple(31.25 * 2 ** (third / 3) for third in range(29))
 FIT_STEPS = 60
+LARGEST_NEPERS = 6.0
+"""What a section takes at most: what is left by 52 dB more each period is silence."""
 CALIBRATIONS = 12
 LONGEST_SECONDS = 8.0
 HIGHEST_PARTIAL_HZ = 18_000.0
@@ -95,12 +97,12 @@ class BandSections:
         1974), which keep what is not negative so and have a gradient.
         """
         power = self.response(hz).abs().square().real
-        wanted = loss.double().clamp_min(1e-9)
+        wanted = loss.double().clamp(1e-9, LARGEST_NEPERS)
         nepers = wanted.mean(1, keepdim=True).expand(-1, NUM_SECTIONS) / 2
         total = power.sum(1)
         for _ in range(FIT_STEPS):
             ratio = wanted / self.loss(nepers, hz).clamp_min(1e-12)
-            nepers = nepers * (power * ratio[..., None]).sum(1) / total
+            nepers = (nepers * (power * ratio[..., None]).sum(1) / total).clamp_max(LARGEST_NEPERS)
         return nepers
 
 

@@ -25,7 +25,7 @@ class Loop:
 
     fir: Float[Tensor, "batch 7"]
     """Weights of the samples n - delay + 3 ... n - delay - 3."""
-    recent: Float[Tensor, "3"]
+    recent: Float[Tensor, 3]
     """Weights of the samples n - 1, n - 2, n - 3."""
     cut: Float[Tensor, "batch section"]
     """What each section takes out of its band: 1 - exp(-nepers)."""
@@ -37,7 +37,7 @@ class Loop:
     w2: Float[Tensor, "hidden hidden"]
     """[input, output]."""
     w3: Float[Tensor, " hidden"]
-    b3: Float[Tensor, "1"]
+    b3: Float[Tensor, 1]
     delay: Int64[Tensor, " batch"]
     quarter: Int64[Tensor, " batch"]
     sections: Float[Tensor, "section 9"]
@@ -78,7 +78,6 @@ def generate(
     loop: Loop, history: Float[Tensor, "batch past"], count: int
 ) -> Float[Tensor, "batch count"]:
     """The same without gradients, from a ring buffer, BLOCK_SAMPLES at a time."""
-    from enhancer.models import string_kernels
 
     arrays = _Arrays(loop)
     batch, past = history.shape
