@@ -292,7 +292,7 @@ def _check_single(decay: np.ndarray, rate_hz: int, pitch: Pitch, attack_end: int
         return
     ratio = late.f0_hz / pitch.f0_hz
     # What is left of a dying note may be one of its partials.
-    nearest = max(round(ratio), 1) if ratio > 1 else 1 / max(round(1 / ratio), 1)
+    nearest = float(round(ratio)) if ratio > 1 else 1 / round(1 / ratio)
     if abs(cents(ratio, nearest)) > MOST_CENTS:
         raise RejectedInput(
             f"two notes in a file: it begins at {pitch.f0_hz:.1f} Hz and ends at {late.f0_hz:.1f} Hz; cut it into "

@@ -81,7 +81,7 @@ def print_notes(built: StringBuild) -> None:
 
 def _line(source: str, take: NoteTake, width: int, rate_hz: int) -> str:
     said = "-" if take.f0_from == "estimate" else f"{take.given_hz:.2f}"
-    apart = "-" if take.f0_from == "estimate" else f"{cents(take.f0_hz, take.given_hz):+.1f}"
+    apart = "-" if take.f0_from == "estimate" else f"{round(cents(take.f0_hz, take.given_hz), 1) + 0.0:+.1f}"
     velocity = "-" if take.velocity is None else f"{take.velocity:.2f}"
     known = ((f"{centre:g}", take.t60_seconds.get(f"{centre:g}")) for centre in OCTAVE_CENTRES_HZ)
     decays = " ".join(f"{name}:{value:.2f}" for name, value in known if value is not None)

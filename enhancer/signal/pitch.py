@@ -173,7 +173,7 @@ def _string_of(
     start = mean_y - slope * mean_x
     if start <= 0 or slope <= 0:
         return math.sqrt(mean_y), 0.0
-    return math.sqrt(start), slope / start
+    return math.sqrt(start), float(slope / start)
 
 
 def _parabola(values: np.ndarray, peak: int) -> tuple[float, float]:

@@ -47,7 +47,8 @@ def loop_of_single_samples(string, seconds):
 @pytest.mark.parametrize(("f0_hz", "t60"), [(55.0, 0.5), (220.0, 1.5), (1318.5, 8.0)])
 def test_a_tone_is_that_of_a_loop_of_single_samples(f0_hz, t60, excitation):
     string = KarplusString(f0_hz, t60, damping=0.05, position=0.13, velocity=0.8, excitation=excitation)
-    np.testing.assert_allclose(string.render(0.5), loop_of_single_samples(string, 0.5), atol=1e-8)
+    # What lies beyond the end folds back 120 dB down.
+    np.testing.assert_allclose(string.render(0.5), loop_of_single_samples(string, 0.5), atol=3e-7, rtol=0)
 
 
 @pytest.mark.parametrize("number", range(40))
@@ -94,7 +95,7 @@ def test_velocity_is_louder_and_brighter():
         ({"t60_seconds": 0.0}, "t60_seconds is 0.0"),
         ({"damping": 1.0}, "damping 1.0 and position"),
         ({"excitation": "bow"}, "needed noise or pluck"),
-        ({"f0_hz": 4000.0, "t60_seconds": 0.004, "damping": 0.9}, "lower damping"),
+        ({"f0_hz": 5000.0, "t60_seconds": 1e-4, "damping": 0.9}, "lower damping"),
     ],
 )
 def test_a_string_that_cannot_be_is_an_error(values, text):
