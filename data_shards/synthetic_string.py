@@ -72,11 +72,6 @@ class KarplusString:
             )
         if self.excitation not in ("noise", "pluck"):
             raise ValueError(f"excitation is {self.excitation!r}; needed noise or pluck")
-        if self.delay < 1:
-            raise ValueError(
-                f"a loop at {self.f0_hz:g} Hz with a T60 of {self.t60_seconds:g} s and damping {self.damping:g} "
-                "delays by more than a period; lower damping"
-            )
 
     @property
     def period(self) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,6 +108,11 @@ def string_metrics(
         name: torch.tensor([row[name] for row in rows], dtype=torch.float32, device=target.device)
         for name in rows[0]
     }
+
+
+def named_failures(row: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a row of metrics, by name."""
+    return [text for name, text in FAILURES.items() if row.get(name)]
 
 
 def failures(estimate: Tensor, target: Tensor, rate_hz: int, f0_hz: float) -> list[str]:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from data_shards.synthetic_string import KarplusString
-from enhancer.string_metrics import BLOWS_UP, FAILURES, FAST, MEASURED, NEVER, SETTLES, failures, string_metrics
+from enhancer.string_metrics import (
+    BLOWS_UP,
+    FAILURES,
+    FAST,
+    MEASURED,
+    NEVER,
+    SETTLES,
+    failures,
+    string_metrics,
+)
 
 RATE_HZ = 44_100
 F0_HZ = 196.0

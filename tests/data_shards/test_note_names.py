@@ -38,7 +38,9 @@ def test_a_name_says_pitch_and_velocity(stem, f0_hz, velocity, layer, rest):
 
 
 def test_velocities_and_round_robins_of_one_pitch_are_one_group():
-    groups = {read_name(stem).group("guitar") for stem in ("emily-c4_f_rr1", "emily-c4_p_rr2", "emily-c4_vel20")}
+    groups = {
+        read_name(stem).group("guitar") for stem in ("emily-c4_f_rr1", "emily-c4_p_rr2", "emily-c4_vel20")
+    }
     assert len(groups) == 1
     assert read_name("emily-d4_f").group("guitar") not in groups
     assert read_name("other-c4_f").group("guitar") not in groups

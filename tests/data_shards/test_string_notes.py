@@ -160,7 +160,9 @@ def test_a_softer_second_note_is_told_by_its_pitch(tmp_path):
     first, second = tone(t60=6.0, seconds=2.0), tone(277.2, 6.0, 2.0)
     fade = np.linspace(0, 1, RATE_HZ // 10)
     joined = np.concatenate([first[:RATE_HZ], 0.15 * second])
-    joined[RATE_HZ : RATE_HZ + len(fade)] = 0.15 * second[: len(fade)] * fade + first[RATE_HZ:][: len(fade)] * fade[::-1]
+    joined[RATE_HZ : RATE_HZ + len(fade)] = (
+        0.15 * second[: len(fade)] * fade + first[RATE_HZ:][: len(fade)] * fade[::-1]
+    )
     write(tmp_path / "notes" / "a3.wav", joined)
     assert "it begins at 220.0 Hz and ends at 277.2 Hz" in rejected(tmp_path)
 
@@ -192,7 +194,9 @@ def test_a_clipped_attack_is_cut_off_with_a_warning_and_not_kept(tmp_path):
     built = build(tmp_path)
     assert built.notes[0].take.clipped_share == pytest.approx(200 / len(wave), rel=0.05)
     assert "its attack is clipped at full scale" in built.notes[0].warnings[0]
-    assert "cut the attack off with --attack cut, or record at a lower level" in rejected(tmp_path, attack="keep")
+    assert "cut the attack off with --attack cut, or record at a lower level" in rejected(
+        tmp_path, attack="keep"
+    )
 
 
 def test_a_clipped_decay_is_rejected(tmp_path):

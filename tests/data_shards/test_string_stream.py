@@ -25,7 +25,9 @@ def folder(tmp_path_factory):
     for number, name in enumerate(NAMES):
         f0_hz = 110.0 * 2 ** ([0, 3, 3, 6, 9, 12, 15][number] / 12)
         # Two stages: it begins to fall six times as fast as it ends.
-        fast, slow = (KarplusString(f0_hz, t60, RATE_HZ, damping=0.01, seed=number).render(3.0) for t60 in (0.5, 3.0))
+        fast, slow = (
+            KarplusString(f0_hz, t60, RATE_HZ, damping=0.01, seed=number).render(3.0) for t60 in (0.5, 3.0)
+        )
         (folder / "notes").mkdir(exist_ok=True)
         soundfile.write(folder / "notes" / f"{name}.wav", 0.9 * fast + 0.1 * slow, RATE_HZ, subtype="FLOAT")
     build_string_corpus([folder / "notes"], folder / "corpus", StringOptions(rate_hz=RATE_HZ))
@@ -33,14 +35,21 @@ def folder(tmp_path_factory):
 
 
 def hparams(folder, *more):
-    own = [f"note_dir={folder / 'corpus'}", f"wav_rate={RATE_HZ}", "task.stft_weight=0", "training_seconds=0.3"]
+    own = [
+        f"note_dir={folder / 'corpus'}",
+        f"wav_rate={RATE_HZ}",
+        "task.stft_weight=0",
+        "training_seconds=0.3",
+    ]
     return load("string_real", [*own, "batch_size_per_gpu=4", "task.folds=3", *more])
 
 
 def test_a_batch_is_a_function_of_seed_and_draw_however_it_is_shared(folder):
     hp = hparams(folder)
     whole = next(open_string_stream(hp, batch_size=8).from_draw(16))
-    parts = [next(open_string_stream(hp, rank=rank, world_size=2, batch_size=4).from_draw(16)) for rank in (0, 1)]
+    parts = [
+        next(open_string_stream(hp, rank=rank, world_size=2, batch_size=4).from_draw(16)) for rank in (0, 1)
+    ]
     assert whole["draw"].tolist() == list(range(16, 24))
     for name, column in whole.items():
         joined = torch.cat([part[name] for part in parts])
@@ -128,7 +137,9 @@ def test_notes_too_short_are_left_out_and_told(folder):
 def test_missing_and_foreign_corpora_are_told_with_the_command(folder, tmp_path):
     with pytest.raises(CorpusError, match=r"note_dir is not set.*build_shards.py string --input notes/"):
         open_data(hparams(folder, "note_dir=null"))
-    with pytest.raises(CorpusError, match=r"does not exist. Build it: python launch/build_shards.py string --input"):
+    with pytest.raises(
+        CorpusError, match=r"does not exist. Build it: python launch/build_shards.py string --input"
+    ):
         open_data(hparams(folder, f"note_dir={tmp_path / 'none'}"))
     with pytest.raises(CorpusError, match="is at 16000 Hz, but 22050 Hz is needed"):
         open_data(hparams(folder, "wav_rate=22050"))

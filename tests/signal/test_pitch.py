@@ -19,11 +19,15 @@ RATE_HZ = 44_100
 def partials(frequencies, amplitudes, seconds=1.0, t60=2.0):
     time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
     phases = np.random.default_rng(0).uniform(0, 6, len(frequencies))
-    waves = [a * np.sin(2 * np.pi * f * time + p) for f, a, p in zip(frequencies, amplitudes, phases, strict=True)]
+    waves = [
+        a * np.sin(2 * np.pi * f * time + p) for f, a, p in zip(frequencies, amplitudes, phases, strict=True)
+    ]
     return torch.from_numpy(sum(waves) * 10 ** (-3 * time / t60))
 
 
-@pytest.mark.parametrize("f0_hz", [30.3, 41.2, 55.7, 82.41, 110.9, 196.3, 329.6, 523.7, 880.2, 1318.5, 1399.0])
+@pytest.mark.parametrize(
+    "f0_hz", [30.3, 41.2, 55.7, 82.41, 110.9, 196.3, 329.6, 523.7, 880.2, 1318.5, 1399.0]
+)
 @pytest.mark.parametrize("near", [True, False])
 def test_a_karplus_strong_tone_is_heard_within_a_cent(f0_hz, near):
     string = KarplusString(f0_hz, 2.0, damping=0.01, position=0.3)
@@ -69,7 +73,9 @@ def test_cents_are_their_definition():
 # Instruments are not in tune: of the 22 notes the furthest, growlybass e2, is 26.5 cents above its note.
 def test_recorded_strings_sound_near_their_notes(shared_audio):
     with (shared_audio / "MANIFEST.csv").open() as stream:
-        notes = {row["file"]: float(row["f0_hz"]) for row in csv.DictReader(stream) if row["kind"] == "string"}
+        notes = {
+            row["file"]: float(row["f0_hz"]) for row in csv.DictReader(stream) if row["kind"] == "string"
+        }
     apart = {}
     for name, f0_hz in notes.items():
         wave, rate_hz = soundfile.read(shared_audio / name)
