@@ -9,7 +9,6 @@ Needs only the run's hparams.yaml and safetensors, and neither DeepSpeed nor the
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -34,20 +33,10 @@ from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
 from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, reports_user_errors
-from launch.strings import pluck, read_excitation, write_note
+from launch.pluck import AUDIO_SUFFIXES, add_pluck_arguments, check_pluck_options, pluck_to_file
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
 EXIT_USER = 2
-PLUCK_SECONDS = 8.0
-PLUCK_OPTIONS = ("excite", "f0", "seconds", "velocity", "position", "t60")
-PLUCK_HELP = (
-    ("f0", "HZ", "pitch, such as 82.4"),
-    ("seconds", "S", f"length of what is written, the excitation included; default {PLUCK_SECONDS:g}"),
-    ("velocity", "SHARE", "how hard it is plucked, 0 to 1; default: not known"),
-    ("position", "SHARE", "where, as a share of its length; default: not known"),
-    ("t60", "S", "time to fall by 60 dB, at all frequencies; default: as the excitation does"),
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--chunk-seconds is {args.chunk_seconds}; needed a length above 0, such as {CHUNK_SECONDS:g}"
         )
     is_pluck = args.input is None
-    _check_options(args)
+    check_pluck_options(args)
     jobs = [] if is_pluck else plan(args.input, args.output)
     run = load_run(args.run, choose_device(args.device), checkpoint_folder(args.run, args.checkpoint))
     for note in run.notes:
@@ -86,52 +75,10 @@ def main(argv: list[str] | None = None) -> int:
         )
     print(f"{run.hp.task.name} model of {args.run}, {run.checkpoint.name}, {run.hp.wav_rate} Hz", flush=True)
     if is_pluck:
-        return _pluck(run, args)
+        return pluck_to_file(run, args)
     knobs = knob_values(getattr(run.hp.task, "knobs", ()), args.knob)
     num_failed = apply_to_all(run, jobs, args.chunk_seconds, knobs, goes_on=args.input.is_dir())
     return EXIT_USER if num_failed else 0
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for options that do not go together, before a model is read."""
-    own = {name: getattr(args, name) for name in PLUCK_OPTIONS}
-    given = [name for name, value in own.items() if value is not None]
-    if args.input is not None:
-        if given:
-            raise UserError(
-                f"--{given[0]} belongs to strings, which are plucked with --excite and have no --input; leave one out"
-            )
-        return
-    if args.excite is None or args.f0 is None:
-        raise UserError("give --input IN.wav; or for a string --excite PLUCK.wav --f0 HZ, such as --f0 82.4")
-    if args.knob:
-        raise UserError("--knob belongs to models of devices; a string has --velocity, --position and --t60")
-    for name, value in own.items():
-        if name in ("f0", "seconds", "t60") and value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} is {value:g}; needed a number above 0")
-        if name in ("velocity", "position") and value is not None and not 0 <= value <= 1:
-            raise UserError(f"--{name} is {value:g}; needed a number from 0 to 1")
-    if args.output.suffix.lower() not in AUDIO_SUFFIXES:
-        raise UserError(f"--output {args.output} has no known audio suffix; name a .wav or .flac file")
-
-
-def _pluck(run: TrainedRun, args: argparse.Namespace) -> int:
-    """Excite a string and write what it does."""
-    excitation = read_excitation(args.excite, run.hp.wav_rate)
-    started = time.perf_counter()
-    wave = pluck(
-        run,
-        excitation,
-        args.f0,
-        PLUCK_SECONDS if args.seconds is None else args.seconds,
-        velocity=args.velocity,
-        position=args.position,
-        t60_seconds=args.t60,
-    )
-    done = Done(len(wave) / run.hp.wav_rate, time.perf_counter() - started, 0)
-    write_note(args.output, wave, run.hp.wav_rate)
-    print(f"{args.output}: {done.seconds:.1f} s at {done.real_time_factor:.1f} x real time")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,12 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a knob of a device model; repeat for each",
     )
-    string = parser.add_argument_group("strings", "a string has no input: it is plucked, and left alone")
-    string.add_argument(
-        "--excite", type=Path, metavar="PLUCK.wav", help="what sets it going, a period or more"
-    )
-    for name, metavar, text in PLUCK_HELP:
-        string.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
+    add_pluck_arguments(parser)
     return parser
 
 

@@ -32,7 +32,7 @@ from hparams.place import corpus_place
 from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, open_data, reports_user_errors
 from launch.grades import FileGrade, device_player, find_file_pairs, grade_pairs
-from launch.strings import print_string_rows
+from launch.string_rows import print_string_rows
 
 BATCH_SIZE = 4
 PROGRESS_SECONDS = 5.0

@@ -130,7 +130,7 @@ def test_numbers_are_split_into_folds_by_sorted_name():
 def test_notes_too_short_are_left_out_and_told(folder):
     stream = open_string_stream(hparams(folder, "training_seconds=0.3"))
     assert stream.warnings == ()
-    with pytest.raises(CorpusError, match="no note to train of 30.00 s or more.*lower training_seconds"):
+    with pytest.raises(CorpusError, match=r"no note to train of 30.00 s or more.*lower training_seconds"):
         open_string_stream(hparams(folder, "training_seconds=30"))
 
 

@@ -1,9 +1,10 @@
-"""What the commands do for strings: failures by name, the hardest notes, and playing a string by its excitation."""
+"""`apply.py` for strings: plucking one with an excitation, and letting it ring."""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Mapping, Sequence
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,40 +14,71 @@ import torch
 from enhancer.inference import TrainedRun
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60, window_samples
 from enhancer.signal.resample import resample
-from enhancer.string_metrics import FAILURES, named_failures
 from hparams.errors import UserError
 
-Row = Mapping[str, float]
-SHOWN_HARDEST = 8
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
+PLUCK_SECONDS = 8.0
+PLUCK_OPTIONS = ("excite", "f0", "seconds", "velocity", "position", "t60")
+PLUCK_HELP = (
+    ("f0", "HZ", "pitch, such as 82.4"),
+    ("seconds", "S", f"length of what is written, the excitation included; default {PLUCK_SECONDS:g}"),
+    ("velocity", "SHARE", "how hard it is plucked, 0 to 1; default: not known"),
+    ("position", "SHARE", "where, as a share of its length; default: not known"),
+    ("t60", "S", "time to fall by 60 dB, at all frequencies; default: as the excitation does"),
+)
 
 
-def print_string_rows(rows: Sequence[Row], names: Sequence[str], metric: str) -> None:
-    """The failures with the notes they happen on, the distribution of `metric`, and the notes hardest by it."""
-    for text in FAILURES.values():
-        hit = [name for row, name in zip(rows, names, strict=True) if text in named_failures(row)]
-        if hit:
-            more = f" and {len(hit) - SHOWN_HARDEST} more" if len(hit) > SHOWN_HARDEST else ""
-            print(f"failure: {text}: {len(hit)} of {len(rows)} notes: {', '.join(hit[:SHOWN_HARDEST])}{more}")
-    if not any(named_failures(row) for row in rows):
-        print(f"no failure on {len(rows)} notes")
-    known = np.array([row[metric] for row in rows if row[metric] == row[metric]])
-    if len(known):
-        shown = ", ".join(f"{value:.3g}" for value in np.quantile(known, QUANTILES))
-        print(f"{metric} from the least to the most, quartiles and 95 %: {shown}")
-    for row, name in hardest(rows, names, metric)[:SHOWN_HARDEST]:
-        said = "; ".join(named_failures(row))
-        print(f"{name}: {metric} {row[metric]:.3g}{f', {said}' if said else ''}")
+def add_pluck_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of strings."""
+    string = parser.add_argument_group("strings", "a string has no input: it is plucked, and left alone")
+    string.add_argument(
+        "--excite", type=Path, metavar="PLUCK.wav", help="what sets it going, a period or more"
+    )
+    for name, metavar, text in PLUCK_HELP:
+        string.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
 
 
-def hardest(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[tuple[Row, str]]:
-    """Rows with their names: those with a failure first, then by `metric` from the worst on; NaN counts as worst."""
+def check_pluck_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, before a model is read."""
+    own = {name: getattr(args, name) for name in PLUCK_OPTIONS}
+    given = [name for name, value in own.items() if value is not None]
+    if args.input is not None:
+        if given:
+            raise UserError(
+                f"--{given[0]} belongs to strings, which are plucked with --excite and have no --input; leave one out"
+            )
+        return
+    if args.excite is None or args.f0 is None:
+        raise UserError("give --input IN.wav; or for a string --excite PLUCK.wav --f0 HZ, such as --f0 82.4")
+    if args.knob:
+        raise UserError("--knob belongs to models of devices; a string has --velocity, --position and --t60")
+    for name, value in own.items():
+        if name in ("f0", "seconds", "t60") and value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value:g}; needed a number above 0")
+        if name in ("velocity", "position") and value is not None and not 0 <= value <= 1:
+            raise UserError(f"--{name} is {value:g}; needed a number from 0 to 1")
+    if args.output.suffix.lower() not in AUDIO_SUFFIXES:
+        raise UserError(f"--output {args.output} has no known audio suffix; name a .wav or .flac file")
 
-    def badness(pair: tuple[Row, str]) -> tuple[int, float]:
-        value = pair[0][metric]
-        return len(named_failures(pair[0])), value if value == value else math.inf
 
-    return sorted(zip(rows, names, strict=True), key=badness, reverse=True)
+def pluck_to_file(run: TrainedRun, args: argparse.Namespace) -> int:
+    """Excite a string, write what it does, and tell how fast that was; returns the exit code. Raises: UserError."""
+    excitation = read_excitation(args.excite, run.hp.wav_rate)
+    started = time.perf_counter()
+    wave = pluck(
+        run,
+        excitation,
+        args.f0,
+        PLUCK_SECONDS if args.seconds is None else args.seconds,
+        velocity=args.velocity,
+        position=args.position,
+        t60_seconds=args.t60,
+    )
+    length = len(wave) / run.hp.wav_rate
+    factor = length / max(time.perf_counter() - started, 1e-9)
+    write_note(args.output, wave, run.hp.wav_rate)
+    print(f"{args.output}: {length:.1f} s at {factor:.1f} x real time")
+    return 0
 
 
 def pluck(
