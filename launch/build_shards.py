@@ -19,7 +19,6 @@ from data_shards.errors import CorpusError
 from data_shards.options import BuildOptions
 from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus, knob_value, read_pairs
 from data_shards.plan import Report
-from data_shards.string_notes import build_string_corpus
 from data_shards.verify import verify_corpus
 from hparams.errors import UserError
 from launch.notes import NOTES_HELP, NOTES_MORE, add_note_arguments, note_options, print_notes
@@ -239,6 +238,9 @@ def _build_pedal(args: argparse.Namespace) -> int:
 
 
 def _build_string(args: argparse.Namespace) -> int:
+    # Listening to notes takes torch, which the other kinds need not wait for.
+    from data_shards.string_notes import build_string_corpus
+
     options = note_options(args)
     started = time.monotonic()
     with _progress() as report:

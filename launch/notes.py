@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_shards.note_names import read_name
 from data_shards.note_options import StringOptions, read_note_list
 from data_shards.notes import ATTACK_MODES, NoteTake
-from data_shards.string_notes import StringBuild
-from enhancer.signal.decay import OCTAVE_CENTRES_HZ
-from enhancer.signal.pitch import cents
+
+if TYPE_CHECKING:
+    from data_shards.string_notes import StringBuild
 
 NOTES_HELP = "single notes of plucked strings, with their pitch and decay"
 NOTES_MORE = (
@@ -81,10 +83,13 @@ def print_notes(built: StringBuild) -> None:
 
 def _line(source: str, take: NoteTake, width: int, rate_hz: int) -> str:
     said = "-" if take.f0_from == "estimate" else f"{take.given_hz:.2f}"
-    apart = "-" if take.f0_from == "estimate" else f"{round(cents(take.f0_hz, take.given_hz), 1) + 0.0:+.1f}"
+    apart = (
+        "-"
+        if take.f0_from == "estimate"
+        else f"{round(1200 * math.log2(take.f0_hz / take.given_hz), 1) + 0.0:+.1f}"
+    )
     velocity = "-" if take.velocity is None else f"{take.velocity:.2f}"
-    known = ((f"{centre:g}", take.t60_seconds.get(f"{centre:g}")) for centre in OCTAVE_CENTRES_HZ)
-    decays = " ".join(f"{name}:{value:.2f}" for name, value in known if value is not None)
+    decays = " ".join(f"{centre}:{value:.2f}" for centre, value in take.t60_seconds.items())
     moved = _octave_note(source, take)
     return (
         f"{source:{width}} {said:>9} {take.f0_hz:9.2f} {apart:>6} {take.frames / rate_hz:6.2f} {take.end:5} "
@@ -94,7 +99,7 @@ def _line(source: str, take: NoteTake, width: int, rate_hz: int) -> str:
 
 def _octave_note(source: str, take: NoteTake) -> str:
     named = read_name(Path(source).stem).f0_hz if take.f0_from == "name" else None
-    octaves = 0 if named is None else round(cents(take.given_hz, named) / 1200)
+    octaves = 0 if named is None else round(math.log2(take.given_hz / named))
     if not octaves:
         return ""
     count = f"{abs(octaves)} octave{'s' if abs(octaves) > 1 else ''}"
