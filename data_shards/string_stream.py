@@ -261,7 +261,7 @@ def _levels(wave: np.ndarray, history_frames: int, hop: int) -> np.ndarray:
 
 def _history_db(wave: np.ndarray, start: int, frames: int) -> float:
     history = wave[start : start + frames].astype(np.float64)
-    return float(_decibels(np.mean(history**2)))
+    return float(_decibels((history**2).mean(keepdims=True))[0])
 
 
 def _decibels(energy: np.ndarray) -> np.ndarray:

@@ -178,8 +178,8 @@ def decay_charts(waves: Sequence[Wave], rate_hz: int) -> list[Chart]:
 
 
 def _decay_chart(title: str, waves: Sequence[Wave], level_db: Tensor, hop_seconds: float) -> Chart:
-    heights = level_db.cpu().numpy()
-    seconds = hop_seconds * np.arange(heights.shape[1])
+    heights: Array = level_db.cpu().double().numpy()
+    seconds = np.arange(heights.shape[1], dtype=np.float64) * hop_seconds
     lines = [Line(wave.name, wave.tone, seconds, row) for wave, row in zip(waves, heights, strict=True)]
     known = heights[np.isfinite(heights)]
     top = float(known.max()) if len(known) else 0.0

@@ -120,9 +120,9 @@ def failures(estimate: Tensor, target: Tensor, rate_hz: int, f0_hz: float) -> li
 
     `blows up`: NaN, infinite, or BLOW_UP_DB above the target's peak; no other name is then looked for. `never decays`:
     over the time in which the target falls by 10 dB or more the estimate's T60 is NEVER_RATIO times as long; or it is
-    in the last third of that time, and the estimate ends NEVER_ABOVE_DB above the target. `decays much too fast`: its T60
-    is below FAST_RATIO of the target's. `settles on a value other than zero`: see SETTLE_DBFS and SETTLE_BELOW_PEAK_DB.
-    Means are taken out before decays are looked at.
+    in the last third of that time, and the estimate ends NEVER_ABOVE_DB above the target. `decays much too fast`: the
+    T60 is below FAST_RATIO of the target's. `settles on a value other than zero`: see SETTLE_DBFS and
+    SETTLE_BELOW_PEAK_DB. Means are taken out before decays are looked at.
     """
     if not bool(estimate.isfinite().all()):
         return [BLOWS_UP]

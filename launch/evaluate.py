@@ -80,8 +80,8 @@ def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
             names = " -> ".join(stream.item_sources(int(row["item"])).values())
             print(f"{names}: ESR {row['esr']:.4f}, {esr_grade(row['esr'])}")
     if is_string:
-        names = [stream.item_sources(int(row["item"]))["note"] for row in rows]
-        print_string_rows(rows, names, run.task.best_metric)
+        notes = [stream.item_sources(int(row["item"]))["note"] for row in rows]
+        print_string_rows(rows, notes, run.task.best_metric)
     record: dict[str, Any] = {
         "fingerprint": stream.fingerprint,
         "split": args.split,
