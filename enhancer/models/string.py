@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from enhancer.models.string_filter import (
     FIT_HZ,
-    LARGEST_NEPERS,
     OCTAVES_HZ,
     BandSections,
     at_frequencies,
@@ -32,8 +31,8 @@ from enhancer.models.string_filter import (
 )
 from enhancer.models.string_loop import Loop, generate, rollout
 
-BASE_SHARE = 0.9
-"""Share of the smallest loss of all bands that is the same at all frequencies, and the network's to modulate."""
+LARGEST_SHARE = 0.8
+"""Of the loss at f0 that the filters take; the rest is lost at all frequencies alike, and the network's to modulate."""
 MIDDLE_HZ, MIDDLE_SECONDS = 220.0, 2.0
 LARGEST_CORRECTION = 1.5
 """Of a loss, in nepers of its logarithm."""
@@ -197,13 +196,13 @@ class PluckedString(nn.Module):
             "position": (4 * (position.nan_to_num(0.25) - 0.25))[:, None],
         }
         if "t60" in self.controls:
-            columns["t60"] = (filled(t60) / MIDDLE_SECONDS).log().clamp(-4, 4)
+            columns["t60"] = (filled(t60, f0_hz) / MIDDLE_SECONDS).log().clamp(-4, 4)
         return torch.cat([columns[name].float() for name in self.controls], 1)
 
     def _loss_per_band(self, features: Tensor, f0_hz: Tensor, t60: Tensor) -> Tensor:
         """Nepers per period that each octave band should lose, float64 [B, bands]."""
         if "t60" in self.controls:
-            loss = calibrated(filled(t60), f0_hz)
+            loss = calibrated(filled(t60, f0_hz), f0_hz)
         else:
             loss = NEPERS_PER_T60 / (f0_hz.double()[:, None] * self.log_t60.double().exp())
         units = torch.tanh(self.hear(features.to(self.hear.weight)))
@@ -212,23 +211,29 @@ class PluckedString(nn.Module):
 
     def _filters(self, wanted: Tensor, f0_hz: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """delay [B], fir [B, 7], nepers [B, sections], base [B]: at f0 one period long and as lossy as wanted."""
-        batch = len(f0_hz)
-        places, own_hz = band_places(f0_hz), f0_hz.double()[:, None]
+        batch, own_hz = len(f0_hz), f0_hz.double()[:, None]
+        places = band_places(f0_hz)
         grid = torch.tensor(FIT_HZ, dtype=torch.float64).clamp_max(0.48 * self.rate_hz).expand(batch, -1)
-        on_grid, at_f0 = at_frequencies(wanted, places, grid), at_frequencies(wanted, places, own_hz)
-        base = BASE_SHARE * wanted.min(1, keepdim=True).values
+        grid = torch.cat([grid, own_hz * torch.arange(1.0, 4.0)], 1)
+        # Nothing sounds below f0; the lowest partials are what is heard longest.
+        weight = torch.where(grid < 0.9 * own_hz, 0.0, 1.0)
+        weight[:, len(FIT_HZ) :] = 3.0
+        on_grid, at_f0 = at_frequencies(wanted, places, grid), at_frequencies(wanted, places, own_hz)[:, 0]
         period = self.rate_hz / own_hz[:, 0]
         offset = period - period.round()
         for _ in range(2):
             lost = fractional_loss(offset.detach(), grid, self.rate_hz)
-            nepers = self.sections.fit((on_grid - base - lost).clamp_min(1e-3 * on_grid), grid)
+            nepers, _ = self.sections.fit(on_grid, grid, weight, lost)
+            nepers, at_dc = nepers[:, :-1], nepers[:, -1:]
             for _ in range(3):
-                scale = (at_f0 - base) / self.sections.loss(nepers, own_hz)
-                nepers = (nepers * scale).clamp_max(LARGEST_NEPERS)
+                taken = self.sections.loss(torch.cat([nepers, at_dc], 1), own_hz)[:, 0]
+                nepers = nepers * (LARGEST_SHARE * at_f0 / taken).clamp_max(1)[:, None]
+            nepers = torch.cat([nepers, at_dc], 1)
+            base = (at_f0 - self.sections.loss(nepers, own_hz)[:, 0]).clamp_min(0)
             exact = period - self.sections.phase_delay(nepers, own_hz[:, 0])
             delay = exact.detach().round()
             offset = exact - delay
-        return delay.long(), lagrange(offset), nepers, base[:, 0]
+        return delay.long(), lagrange(offset), nepers, base
 
     def _check(self, history: Tensor, f0_hz: Tensor) -> None:
         highest, longest = float(f0_hz.max()), self.rate_hz / float(f0_hz.min())

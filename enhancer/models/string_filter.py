@@ -23,10 +23,12 @@ from enhancer.signal.decay import OCTAVE_CENTRES_HZ as OCTAVES_HZ
 LOW_SHELF_HZ, HIGH_SHELF_HZ = 88.4, 11_314.0
 BELLS_HZ = OCTAVES_HZ[1:-1]
 NUM_SECTIONS = len(BELLS_HZ) + 2
+DC_HZ, DC_NEPERS = 5.0, 0.1
+"""A last section that is always there: a string has no mode below f0, and what a recording has there must not stay."""
 Q = 2**0.5
 ORDER = 6
 FIT_HZ = tuple(31.25 * 2 ** (third / 3) for third in range(29))
-FIT_STEPS = 60
+FIT_STEPS = 100
 LARGEST_NEPERS = 6.0
 """What a section takes at most: what is left by 52 dB more each period is silence."""
 CALIBRATIONS = 12
@@ -52,14 +54,17 @@ def lagrange(offset: Float[Tensor, " batch"]) -> Float[Tensor, "batch 7"]:
 
 
 class BandSections:
-    """The sections in series at `rate_hz`: constants of their band filters. Rows of a batch differ in nepers only."""
+    """The sections in series at `rate_hz`: constants of their band filters. Rows of a batch differ in nepers only,
+
+    which are those of NUM_SECTIONS sections and, last, DC_NEPERS.
+    """
 
     def __init__(self, rate_hz: int) -> None:
         top = HIGHEST_SHARE * rate_hz
         self.rate_hz = rate_hz
-        corners = [min(hz, top) for hz in (LOW_SHELF_HZ, *BELLS_HZ, HIGH_SHELF_HZ)]
+        corners = [min(hz, top) for hz in (LOW_SHELF_HZ, *BELLS_HZ, HIGH_SHELF_HZ, DC_HZ)]
         self._tangents = [math.tan(math.pi * hz / rate_hz) for hz in corners]
-        self._kinds = ["low", *["bell"] * len(BELLS_HZ), "high"]
+        self._kinds = ["low", *["bell"] * len(BELLS_HZ), "high", "low"]
 
     def state_space(self) -> Float[Tensor, "section 9"]:
         """A11 A12 A21 A22 B1 B2 C1 C2 D of each band filter (trapezoidal rule), in float64."""
@@ -90,20 +95,31 @@ class BandSections:
         through = 1 + torch.expm1(-nepers.double()) * self.response(hz)
         return -torch.angle(through).sum(-1) / (2 * math.pi * hz.double() / self.rate_hz)
 
-    def fit(self, loss: Float[Tensor, "batch place"], hz: Float[Tensor, "batch place"]) -> PerBand:
-        """Nepers >= 0 of each section, so that they lose about `loss` nepers at `hz` together.
+    def fit(
+        self,
+        loss: Float[Tensor, "batch place"],
+        hz: Float[Tensor, "batch place"],
+        weight: Float[Tensor, "batch place"],
+        lost: Float[Tensor, "batch place"],
+    ) -> tuple[PerBand, Float[Tensor, " batch"]]:
+        """Nepers >= 0 of each section and of all frequencies alike, so that with `lost` they make `loss` nepers at `hz`.
 
-        Multiplicative updates (the expectation-maximisation of a sum of known shapes, W. H. Richardson 1972, L. B. Lucy
-        1974), which keep what is not negative so and have a gradient.
+        Multiplicative updates, which keep what is not negative so and have a gradient, of the Itakura-Saito divergence,
+        which counts relative errors (C. Févotte, N. Bertin, J.-L. Durrieu, "Nonnegative matrix factorization with the
+        Itakura-Saito divergence", 2009), weighted by `weight`.
         """
-        power = self.response(hz).abs().square().real
+        power = self.response(hz).abs().square()[..., :-1]
         wanted = loss.double().clamp(1e-9, LARGEST_NEPERS)
-        nepers = wanted.mean(1, keepdim=True).expand(-1, NUM_SECTIONS) / 2
-        total = power.sum(1)
+        base = 0.5 * wanted.min(1).values
+        nepers = wanted.mean(1, keepdim=True).expand(-1, NUM_SECTIONS) / 4
+        at_dc = nepers.new_full((len(nepers), 1), DC_NEPERS)
         for _ in range(FIT_STEPS):
-            ratio = wanted / self.loss(nepers, hz).clamp_min(1e-12)
-            nepers = (nepers * (power * ratio[..., None]).sum(1) / total).clamp_max(LARGEST_NEPERS)
-        return nepers
+            found = self.loss(torch.cat([nepers, at_dc], 1), hz) + base[:, None] + lost
+            up, down = weight * wanted / found.square(), weight / found
+            nepers = nepers * ((power * up[..., None]).sum(1) / (power * down[..., None]).sum(1)).sqrt()
+            nepers = nepers.clamp_max(LARGEST_NEPERS)
+            base = base * (up.sum(1) / down.sum(1)).sqrt()
+        return torch.cat([nepers, at_dc], 1), base
 
 
 def fractional_loss(offset: Float[Tensor, " batch"], hz: Tensor, rate_hz: int) -> Float[Tensor, "batch place"]:
@@ -173,12 +189,16 @@ def calibrated(t60: PerBand, f0_hz: Float[Tensor, " batch"]) -> PerBand:
     return loss
 
 
-def filled(values: PerBand) -> PerBand:
-    """`values` with NaN replaced: from the nearest band that is known, by straight lines between two. All NaN: NaN."""
+def filled(values: PerBand, f0_hz: Float[Tensor, " batch"]) -> PerBand:
+    """`values` [B, bands] with NaN and what is below the band of f0 replaced.
+
+    From the nearest band that is known, or by a straight line between two, in the logarithm. All NaN: NaN.
+    """
     rows = []
     place = torch.arange(values.shape[1], dtype=torch.float64)
-    for row in values.double():
-        known = row.isfinite()
+    lowest = torch.round(torch.log2(f0_hz.double() / OCTAVES_HZ[0]))
+    for row, first in zip(values.double(), lowest, strict=True):
+        known = row.isfinite() & (place >= first)
         if not known.any():
             rows.append(row)
             continue
