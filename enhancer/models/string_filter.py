@@ -20,14 +20,14 @@ from torch import Tensor
 
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ as OCTAVES_HZ
 
-LOW_SHELF_HZ, HIGH_SHELF_HZ = 88.4, 11_314.0
-BELLS_HZ = OCTAVES_HZ[1:-1]
+LOW_SHELF_HZ, HIGH_SHELF_HZ = 44.2, 11_314.0
+BELLS_HZ = tuple(62.5 * 2 ** (half / 2) for half in range(15))
 NUM_SECTIONS = len(BELLS_HZ) + 2
 DC_HZ, DC_NEPERS = 5.0, 0.1
 """A last section that is always there: a string has no mode below f0, and what a recording has there must not stay."""
-Q = 2**0.5
+Q = 2.5
 ORDER = 6
-FIT_HZ = tuple(31.25 * 2 ** (third / 3) for third in range(29))
+FIT_HZ = tuple(31.25 * 2 ** (sixth / 6) for sixth in range(56))
 FIT_STEPS = 100
 LARGEST_NEPERS = 6.0
 """What a section takes at most: what is left by 52 dB more each period is silence."""
