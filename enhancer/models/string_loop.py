@@ -205,7 +205,8 @@ class _Arrays:
         w2t, zeros = np.ascontiguousarray(of["w2"].T), np.zeros(self.num_hidden, self.dtype)
         for first in sorted(starts, reverse=True):
             count = min(size, end - first)
-            self.forward(line, -1, first, count, starts[first], kept, True)
+            states = {name: state.copy() for name, state in starts[first].items()}
+            self.forward(line, -1, first, count, states, kept, True)
             self.kernels.backward(
                 line, first, count, flow, of["delay"], of["quarter"], of["fir"], of["recent"], of["cut"],
                 of["sections"], of["loss"], of["w1"], w2t, of["w3"], self.loop.num_layers, self.loop.flags,

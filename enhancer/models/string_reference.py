@@ -39,6 +39,9 @@ def _taps(
 ) -> Tensor:
     """Samples n - delay + ahead downwards, [B, count]; rows that are not ready get any."""
     numbers = n - delay
+    if len(set(numbers.tolist())) == 1:
+        newest = max(int(numbers[0]), count - ahead - 1) + ahead
+        return torch.stack(samples[newest - count + 1 : newest + 1][::-1], 1)
     if ready is not None:
         numbers = numbers.clamp_min(count - ahead - 1)
     return torch.stack(
