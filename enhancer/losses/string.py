@@ -34,14 +34,14 @@ def energy_gain(estimate: WaveBatch, period: PerRow) -> Float[Tensor, ""]:
     """
     gains = []
     for row, length in zip(estimate, period.tolist(), strict=True):
-        total = torch.nn.functional.pad(row.square().cumsum(0), (1, 0))
-        edges = torch.arange(0, len(row) + 1e-6, length, device=row.device)
+        total = torch.nn.functional.pad(row.double().square().cumsum(0), (1, 0))
+        edges = torch.arange(0, len(row) + 1e-6, length, dtype=torch.float64, device=row.device)
         place = edges.floor().long().clamp_max(len(row) - 1)
         at_edges = total[place] + (edges - place) * (total[place + 1] - total[place])
         level = (at_edges.diff() + SMALLEST).log()
         gain = level.diff().clamp_min(0)
         gains.append(gain.mean() if len(gain) else gain.sum())
-    return torch.stack(gains).mean()
+    return torch.stack(gains).mean().to(estimate)
 
 
 class DecayCurve:
