@@ -3,10 +3,10 @@
     python -m bench.bench_string --run runs/string_ks [--tones 100]
     python -m bench.bench_string --real data/my_notes --run runs/fold0 runs/fold1 ...
 
-Without --real: synthetic tones of pitches and T60 that no corpus has, for 8 s, by the trained model. A tone is within the
-limits when its T60 is within 5 %, f0 within 3 cents, DC at the end below -80 dBFS, and no failure is named. With --real:
-the held-out notes of each run, 4 s, by the trained model and, beside it, by the plain linear filter that knows the same of
-the note and has learned nothing: how far the T60 of their octave bands are off.
+Without --real: synthetic tones of pitches and T60 that no corpus has, for 8 s, by the trained model. A tone is within
+the limits when its T60 is within 5 %, f0 within 3 cents, DC at the end below -80 dBFS, and no failure is named. With
+--real: the held-out notes of each run, 4 s, by the trained model and, beside it, by the plain linear filter that knows
+the same of the note and has learned nothing: how far the T60 of their octave bands are off.
 
 What a tone's decay is comes to the model from the tone itself, measured in octave bands (`t60` among the controls).
 """
@@ -62,7 +62,9 @@ def judge_tones(run: TrainedRun, count: int) -> int:
             flush=True,
         )
     share = sum(within) / count
-    print(f"within all limits: {sum(within)} of {count} ({100 * share:.0f} %; {100 * LEAST_SHARE:.0f} % wanted)")
+    print(
+        f"within all limits: {sum(within)} of {count} ({100 * share:.0f} %; {100 * LEAST_SHARE:.0f} % wanted)"
+    )
     return 0 if share >= LEAST_SHARE else 1
 
 
@@ -104,9 +106,7 @@ def judge_notes(runs: list[TrainedRun], corpus: Path) -> int:
     for run in runs:
         hp = dataclasses.replace(run.hp, note_dir=corpus)
         stream = open_string_stream(hp)
-        linear = StringTask(
-            dataclasses.replace(hp, task=dataclasses.replace(hp.task, num_layers=0))  # type: ignore[type-var]
-        )
+        linear = StringTask(dataclasses.replace(hp, task=dataclasses.replace(hp.task, num_layers=0)))
         plain = linear.build()[linear.main_module].eval()
         for item in range(stream.num_valid_items):
             row = stream.validation_row(item)

@@ -2,10 +2,10 @@
 
     python -m bench.bench_string_speed [--eager-seconds 0.005]
 
-Prints the times of one string without gradients, and of a rollout of 1 s, batch 32, forward and backward, beside the same
-loop sample by sample in eager torch with autograd. Of that the time per sample is measured, by the difference of
-rollouts of `--eager-seconds` and twice as long, which favours it: what autograd keeps of a whole second does not fit into
-caches. All strings have one delay, so that its taps are plain indexing.
+Prints the times of one string without gradients, and of a rollout of 1 s, batch 32, forward and backward, beside the
+same loop sample by sample in eager torch with autograd. Of that the time per sample is measured, by the difference of
+rollouts of `--eager-seconds` and twice as long, which favours it: what autograd keeps of a whole second does not fit
+into caches. All strings have one delay, so that its taps are plain indexing.
 
 Times are CPU times of this process, so that others on the machine do not count.
 """
@@ -44,7 +44,8 @@ def main() -> int:
     print(f"1 s of {BATCH} strings, forward and backward, compiled: {compiled:.2f} s")
     count = round(options.eager_seconds * RATE_HZ)
     short, long = (
-        best_of(1, lambda n=n: learn(string_reference.rollout, many, histories, n)) for n in (count, 2 * count)
+        best_of(1, lambda n=n: learn(string_reference.rollout, many, histories, n))
+        for n in (count, 2 * count)
     )
     eager = (long - short) * RATE_HZ / count
     print(f"the same in eager torch: {eager:.1f} s; {eager / compiled:.1f} x ({LEAST_SPEEDUP:.0f} wanted)")

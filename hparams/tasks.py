@@ -267,7 +267,7 @@ class ContextHParams:
         return round(self.context_ms * rate_hz / 1000)
 
 
-STRING_CONTROLS = ("f0", "velocity", "position", "t60")
+StringControl = Literal["f0", "velocity", "position", "t60"]
 
 
 @dataclass(frozen=True)
@@ -286,16 +286,16 @@ class StringHParams:
     num_layers: Annotated[int, Field(ge=0, le=2, description="hidden tanh layers; 0 is a linear filter")] = 2
     hidden_size: Annotated[int, Field(ge=1, le=256, description="units of each of them")] = 64
     controls: Annotated[
-        tuple[Literal["f0", "velocity", "position", "t60"], ...],
+        tuple[StringControl, ...],
         Field(
             description="what the model is told of a note; t60 is its measured decay in each octave band, without "
             "which the decay is guessed from the others"
         ),
-    ] = STRING_CONTROLS
+    ] = ("f0", "velocity", "position", "t60")
     symmetry: Annotated[
         Literal["odd", "augment", "none"],
         Field(
-            description="f(-x) = -f(x) by construction, or learned from negated copies (every other draw), or not asked for"
+            description="f(-x) = -f(x) by construction, from negated copies (every other draw), or not at all"
         ),
     ] = "odd"
     has_quarter_taps: Annotated[

@@ -1,4 +1,4 @@
-"""Losses over what a string does on its own: per row relative to the target, so that the quiet tail counts like the start."""
+"""Losses over what a string does on its own, per row relative to the target: the quiet tail counts like the start."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def energy_gain(estimate: WaveBatch, period: PerRow) -> Float[Tensor, ""]:
 class DecayCurve:
     """Mean absolute difference of levels in dB, over octave bands and time.
 
-    Levels are those of STFT frames, summed over the bins of each band. Bands in which the target is more than `range_db`
-    below its loudest count nothing, and neither does what lies below that in the estimate.
+    Levels are those of STFT frames, summed over the bins of each band. Where the target is more than `range_db` below
+    its loudest counts nothing, and neither does what lies below that in the estimate.
 
     Args:
         centres_hz: of octave bands, ascending; the lowest begins at 20 Hz, the highest ends at half of `rate_hz`.
@@ -74,7 +74,9 @@ class DecayCurve:
         window = hann_window(size, wave.dtype, wave.device)
         power = torch.fft.rfft(wave.unfold(-1, size, size // 4) * window).abs().square()
         hz = torch.fft.rfftfreq(size, 1 / self.rate_hz, device=wave.device)
-        edges = torch.tensor([20.0, *(centre * 2**0.5 for centre in self.centres_hz[:-1])], device=wave.device)
+        edges = torch.tensor(
+            [20.0, *(centre * 2**0.5 for centre in self.centres_hz[:-1])], device=wave.device
+        )
         band = torch.bucketize(hz, edges, right=True) - 1
         belongs = (band[:, None] == torch.arange(len(self.centres_hz), device=wave.device)).to(wave)
         energy = (power @ belongs).transpose(-1, -2) / window.square().sum() / size

@@ -176,8 +176,16 @@ class PluckedString(nn.Module):
         """Weights of the network as a loop takes them, with what is constant over a note in the first bias."""
         size, batch = self._hidden_size, len(features)
         if not self.num_layers:
-            empty = {"w1": (self._num_inputs, size), "b2": (size,), "w2": (size, size), "w3": (size,), "b3": (1,)}
-            return {name: features.new_zeros(shape) for name, shape in (empty | {"bias1": (batch, size)}).items()}
+            empty = {
+                "w1": (self._num_inputs, size),
+                "b2": (size,),
+                "w2": (size, size),
+                "w3": (size,),
+                "b3": (1,),
+            }
+            return {
+                name: features.new_zeros(shape) for name, shape in (empty | {"bias1": (batch, size)}).items()
+            }
         heard, constant = self.inputs.weight.split([self._num_inputs, features.shape[1]], 1)
         is_deep = self.num_layers > 1
         return {
@@ -244,5 +252,5 @@ class PluckedString(nn.Module):
             )
         if history.shape[1] < 2 * longest:
             raise ValueError(
-                f"a history of {history.shape[1]} samples is shorter than two periods of {longest:.1f}; take a longer one"
+                f"a history of {history.shape[1]} samples is below two periods of {longest:.1f}; make it longer"
             )

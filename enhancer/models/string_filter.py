@@ -102,7 +102,7 @@ class BandSections:
         weight: Float[Tensor, "batch place"],
         lost: Float[Tensor, "batch place"],
     ) -> tuple[PerBand, Float[Tensor, " batch"]]:
-        """Nepers >= 0 of each section and of all frequencies alike, so that with `lost` they make `loss` nepers at `hz`.
+        """Nepers >= 0 of each section, and of all frequencies alike, that with `lost` make `loss` nepers at `hz`.
 
         Multiplicative updates, which keep what is not negative so and have a gradient, of the Itakura-Saito divergence,
         which counts relative errors (C. Févotte, N. Bertin, J.-L. Durrieu, "Nonnegative matrix factorization with the
@@ -122,7 +122,9 @@ class BandSections:
         return torch.cat([nepers, at_dc], 1), base
 
 
-def fractional_loss(offset: Float[Tensor, " batch"], hz: Tensor, rate_hz: int) -> Float[Tensor, "batch place"]:
+def fractional_loss(
+    offset: Float[Tensor, " batch"], hz: Tensor, rate_hz: int
+) -> Float[Tensor, "batch place"]:
     """Nepers that `lagrange` weights of `offset` lose at `hz` [B, P]."""
     angle = 2 * math.pi * hz.double() / rate_hz
     number = torch.arange(ORDER + 1, dtype=torch.float64)
@@ -161,8 +163,8 @@ def calibrated(t60: PerBand, f0_hz: Float[Tensor, " batch"]) -> PerBand:
     """Nepers per period at `band_places`, for which octave bands of a tone of `f0_hz` fall as `t60` [seconds] says.
 
     A band holds partials of different decay, so that its level in dB is no straight line, and the T60 of the line
-    through it is that of no one of them. For partials whose amplitudes fall as 1/k, that line is computed, and the losses
-    are changed until it is right.
+    through it is that of no one of them. For partials whose amplitudes fall as 1/k that line is computed, and the
+    losses are changed until it is right.
     """
     f0, t60 = f0_hz.double()[:, None], t60.double()
     number = torch.arange(1, int(HIGHEST_PARTIAL_HZ / float(f0.min())) + 2, dtype=torch.float64)

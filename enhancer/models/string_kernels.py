@@ -76,7 +76,9 @@ def affine(out, bias, weight, x):
     for i in range(0, whole, 4):
         x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
         for h in range(size):
-            out[h] += weight[i, h] * x0 + weight[i + 1, h] * x1 + weight[i + 2, h] * x2 + weight[i + 3, h] * x3
+            out[h] += (
+                weight[i, h] * x0 + weight[i + 1, h] * x1 + weight[i + 2, h] * x2 + weight[i + 3, h] * x3
+            )
     for i in range(whole, count):
         x0 = x[i]
         for h in range(size):

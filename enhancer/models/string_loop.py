@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -66,17 +66,14 @@ LEARNED = ("fir", "recent", "cut", "loss", "bias1", "w1", "b2", "w2", "w3", "b3"
 def rollout(loop: Loop, history: Float[Tensor, "batch past"], count: int) -> Float[Tensor, "batch count"]:
     """What the loop makes of `history` on its own, `count` samples; gradients go to LEARNED and to the history.
 
-    The filters begin with states that the history leaves in them, which are taken as given. Double precision is for
-    tests.
+    The filters begin with states that the history leaves in them, which are taken as given.
     """
     learned = [getattr(loop, name) for name in LEARNED]
     rest = {field.name: getattr(loop, field.name) for field in fields(loop) if field.name not in LEARNED}
     return _Rollout.apply(history, count, rest, *learned)
 
 
-def generate(
-    loop: Loop, history: Float[Tensor, "batch past"], count: int
-) -> Float[Tensor, "batch count"]:
+def generate(loop: Loop, history: Float[Tensor, "batch past"], count: int) -> Float[Tensor, "batch count"]:
     """The same without gradients, from a ring buffer, BLOCK_SAMPLES at a time."""
 
     arrays = _Arrays(loop)
@@ -99,7 +96,8 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, history: Tensor, count: int, rest: dict[str, Any], *learned: Tensor) -> Tensor:
-        arrays = _Arrays(Loop(**dict(zip(LEARNED, learned, strict=True)), **rest))
+        values: dict[str, Any] = dict(zip(LEARNED, learned, strict=True)) | rest
+        arrays = _Arrays(Loop(**values))
         batch, past = history.shape
         line = np.empty((batch, past + count), arrays.dtype)
         line[:, :past] = _array(history)
@@ -238,13 +236,3 @@ class _Arrays:
             d2 = flat(delta["h2"])
             found["w2"] += (flat(kept["h1"]).T @ d2).numpy()
             found["b2"] += d2.sum(0).numpy()
-
-
-def in_double(loop: Loop) -> Loop:
-    """The same loop in double precision."""
-    doubled = {
-        field.name: value.double()
-        for field in fields(loop)
-        if isinstance(value := getattr(loop, field.name), Tensor) and value.is_floating_point()
-    }
-    return replace(loop, **doubled)

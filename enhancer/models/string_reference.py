@@ -35,7 +35,13 @@ def rollout(loop: Loop, history: Float[Tensor, "batch past"], count: int) -> Flo
 
 
 def _taps(
-    samples: list[Tensor], n: int, delay: Tensor, rows: Tensor, ahead: int, count: int, ready: Tensor | None = None
+    samples: list[Tensor],
+    n: int,
+    delay: Tensor,
+    rows: Tensor,
+    ahead: int,
+    count: int,
+    ready: Tensor | None = None,
 ) -> Tensor:
     """Samples n - delay + ahead downwards, [B, count]; rows that are not ready get any."""
     numbers = n - delay

@@ -16,9 +16,7 @@ RATE_HZ = 44_100
 
 def tone(f0_hz: float, t60_seconds: float, seconds: float = 1.0, gain: float = 0.1) -> Tensor:
     time = torch.arange(round(seconds * RATE_HZ)).double() / RATE_HZ
-    return (
-        gain * torch.sin(2 * math.pi * f0_hz * time) * 10 ** (-3 * time / t60_seconds)
-    ).float()[None]
+    return (gain * torch.sin(2 * math.pi * f0_hz * time) * 10 ** (-3 * time / t60_seconds)).float()[None]
 
 
 @pytest.mark.parametrize("level", [1.0, 1e-3])
@@ -42,7 +40,9 @@ def test_decay_curves_of_different_t60_part_by_the_difference_of_their_slopes() 
     middles = (torch.arange(frames) * 1024 + 2048) / RATE_HZ
     assert loss(estimate, target).item() == pytest.approx(float(10 * middles.mean()), abs=0.1)
     assert loss(target, target).item() == 0
-    assert loss(1e-2 * estimate, 1e-2 * target).item() == pytest.approx(loss(estimate, target).item(), abs=0.05)
+    assert loss(1e-2 * estimate, 1e-2 * target).item() == pytest.approx(
+        loss(estimate, target).item(), abs=0.05
+    )
 
 
 def test_the_level_of_a_sine_is_in_its_octave() -> None:

@@ -1,4 +1,4 @@
-"""The string model: filters against closed forms, decay and pitch that come out as told, and a loop that never gains."""
+"""The string model: filters against closed forms, decay and pitch as told, and a loop that never gains."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def test_calibration_is_right_where_all_partials_decay_alike() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("f0_hz", "t60_seconds"), [(55.0, 4.0), (196.3, 0.5), (440.0, 8.0), (1244.5, 2.0)]
-)
+@pytest.mark.parametrize(("f0_hz", "t60_seconds"), [(55.0, 4.0), (196.3, 0.5), (440.0, 8.0), (1244.5, 2.0)])
 def test_an_untrained_string_decays_and_is_tuned_as_told(f0_hz: float, t60_seconds: float) -> None:
     """3 s of a Karplus-Strong tone whose T60 and pitch are known in closed form."""
     string = KarplusString(f0_hz, t60_seconds, damping=0.01, excitation="pluck")
-    wave = torch.from_numpy(string.render(3.2)).float()[None, math.ceil(2 * string.period) :][:, : 3 * RATE_HZ]
+    wave = torch.from_numpy(string.render(3.2)).float()[None, math.ceil(2 * string.period) :][
+        :, : 3 * RATE_HZ
+    ]
     t60 = octave_t60(octave_levels(wave, RATE_HZ))[0].t60_seconds.float()
     model = PluckedString(num_layers=1, hidden_size=8)
     with torch.no_grad():

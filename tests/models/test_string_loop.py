@@ -74,7 +74,9 @@ def test_the_compiled_loop_and_its_gradients_are_those_of_plain_torch(num_layers
     expected, wanted = gradients(string_reference.rollout, loop, history)
     torch.testing.assert_close(wave, expected, atol=1e-12, rtol=1e-9)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-10, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], gradient, atol=1e-10, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
