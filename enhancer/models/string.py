@@ -34,8 +34,8 @@ from enhancer.models.string_loop import Loop, generate, rollout
 LARGEST_SHARE = 0.8
 """Of the loss at f0 that the filters take; the rest is lost at all frequencies alike, and the network's to modulate."""
 MIDDLE_HZ, MIDDLE_SECONDS = 220.0, 2.0
-LARGEST_CORRECTION = 1.5
-"""Of a loss, in nepers of its logarithm."""
+LARGEST_CORRECTION, OF_MEASURED = 1.5, 0.05
+"""By which a loss is corrected, up to a factor of its exponential: a guessed decay, and one that was measured."""
 CORRECTION_UNITS = 16
 FAST_PERIODS, SLOW_PERIODS = 4.0, 32.0
 NEPERS_PER_T60 = 3 * math.log(10)
@@ -214,7 +214,8 @@ class PluckedString(nn.Module):
         else:
             loss = NEPERS_PER_T60 / (f0_hz.double()[:, None] * self.log_t60.double().exp())
         units = torch.tanh(self.hear(features.to(self.hear.weight)))
-        correction = LARGEST_CORRECTION * torch.tanh(self.correct(units).double() / LARGEST_CORRECTION)
+        largest = OF_MEASURED if "t60" in self.controls else LARGEST_CORRECTION
+        correction = largest * torch.tanh(self.correct(units).double() / largest)
         return loss * correction.exp()
 
     def _filters(self, wanted: Tensor, f0_hz: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -98,7 +98,7 @@ class StringTask:
                 "gain_weighted": (self.own.gain_weight * gain).detach(),
             }
         update(self.main_module, total)
-        return {"loss": total.detach(), **terms, "rollout_seconds": note.new_tensor(count / self.hp.wav_rate)}
+        return {"loss": total.detach(), **terms, "rollout_samples": note.new_tensor(count)}
 
     def evaluate(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]

@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(notes: Path, tmp_path: Path
     run = tmp_path / "run"
     train(run, notes, launcher)
     whole = metrics(run, "step")
-    lengths = [record["rollout_seconds"] for record in whole]
+    lengths = [record["rollout_samples"] for record in whole]
     assert len(set(lengths)) > 5
     earlier, later = sorted((run / "checkpoints").glob("step-*"))
     for path in later.iterdir():
