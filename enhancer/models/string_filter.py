@@ -87,8 +87,7 @@ class BandSections:
 
     def loss(self, nepers: PerBand, hz: Float[Tensor, "batch place"]) -> Float[Tensor, "batch place"]:
         """Nepers that all sections together take at `hz`."""
-        power = self.response(hz).abs().square()
-        return -0.5 * torch.log1p(torch.expm1(-2 * nepers.double())[:, None, :] * power).sum(-1)
+        return _taken(nepers, self.response(hz).abs().square())
 
     def phase_delay(self, nepers: PerBand, hz: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Samples by which all sections together delay a sinusoid of `hz`; negative where they advance it."""
@@ -108,13 +107,14 @@ class BandSections:
         which counts relative errors (C. Févotte, N. Bertin, J.-L. Durrieu, "Nonnegative matrix factorization with the
         Itakura-Saito divergence", 2009), weighted by `weight`.
         """
-        power = self.response(hz).abs().square()[..., :-1]
+        whole_power = self.response(hz).abs().square()
+        power = whole_power[..., :-1]
         wanted = loss.double().clamp(1e-9, LARGEST_NEPERS)
         base = 0.5 * wanted.min(1).values
         nepers = wanted.mean(1, keepdim=True).expand(-1, NUM_SECTIONS) / 4
         at_dc = nepers.new_full((len(nepers), 1), DC_NEPERS)
         for _ in range(FIT_STEPS):
-            found = self.loss(torch.cat([nepers, at_dc], 1), hz) + base[:, None] + lost
+            found = _taken(torch.cat([nepers, at_dc], 1), whole_power) + base[:, None] + lost
             up, down = weight * wanted / found.square(), weight / found
             nepers = nepers * ((power * up[..., None]).sum(1) / (power * down[..., None]).sum(1)).sqrt()
             nepers = nepers.clamp_max(LARGEST_NEPERS)
@@ -210,6 +210,11 @@ def filled(values: PerBand, f0_hz: Float[Tensor, " batch"]) -> PerBand:
         share = ((place - knots[below]) / (knots[above] - knots[below]).clamp_min(1e-9)).clamp(0, 1)
         rows.append(torch.exp(logs[below] * (1 - share) + logs[above] * share))
     return torch.stack(rows)
+
+
+def _taken(nepers: PerBand, power: Float[Tensor, "batch place band"]) -> Float[Tensor, "batch place"]:
+    """Nepers that sections take where their band filters have |B|² = `power`."""
+    return -0.5 * torch.log1p(torch.expm1(-2 * nepers.double())[:, None, :] * power).sum(-1)
 
 
 def _state_space(kind: str, g: float) -> list[float]:

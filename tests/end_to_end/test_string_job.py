@@ -44,7 +44,7 @@ def train(run: Path, notes: Path, launcher: str) -> None:
 
 @pytest.mark.parametrize("launcher", ["python", "deepspeed"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(notes: Path, tmp_path: Path, launcher: str) -> None:
-    """10 steps are 5, a new start from the checkpoint, and 5 more: the same losses, though rollouts change all along."""
+    """10 steps are 5, a new start from the checkpoint, and 5 more: the same losses, of rollouts that change."""
     run = tmp_path / "run"
     train(run, notes, launcher)
     whole = metrics(run, "step")
