@@ -11,9 +11,11 @@ TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.ready
 
-# A preset of a device learns from the simulated one, all others from the demo mixes.
+# A preset of a device learns from the simulated one, of a string from synthetic notes, all others from the demo mixes.
 ifneq ($(filter pedal%,$(PRESET)),)
 DEMO = data/pedal/dataset.json
+else ifneq ($(filter string%,$(PRESET)),)
+DEMO = data/string/dataset.json
 else
 DEMO = data/fg/dataset.json
 endif
@@ -49,6 +51,10 @@ data/fg/dataset.json: | env
 data/pedal/dataset.json: | env
 	@echo "== demo corpus: synthetic guitar through a simulated overdrive into data/pedal (half a minute)"
 	@$(BIN)/python launch/demo_corpora.py --kind pedal
+
+data/string/dataset.json: | env
+	@echo "== demo corpus: synthetic Karplus-Strong notes of known pitch and decay into data/string (a minute)"
+	@$(BIN)/python launch/demo_corpora.py --kind string
 
 test: env  ## all tests
 	@echo "== tests"

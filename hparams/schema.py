@@ -47,6 +47,7 @@ class HParams:
     pair_dir: Annotated[CorpusPlace | None, Field(description="corpus of ready-made input/target pairs")] = (
         None
     )
+    note_dir: Annotated[CorpusPlace | None, Field(description="corpus of single notes of strings")] = None
     load_fg_only: Annotated[
         bool, Field(description="no background and no room: only the distortions are learned away")
     ] = False
