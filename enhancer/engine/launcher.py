@@ -70,3 +70,27 @@ def set_threads(launch: Launch) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // launch.local_world_size))
+
+
+def visible_devices() -> list[int] | None:
+    """The GPUs that the machine's scheduler has left to this process, by number; None where it names none so."""
+    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [int(word) for word in words] if all(word.strip().isdigit() for word in words) else None
+
+
+def network_environment(interface: str | None) -> dict[str, str]:
+    """What makes ranks talk over the network `interface`; nothing where that is left to the libraries."""
+    return {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+
+
+def slurm_place() -> tuple[int, str, int]:
+    """(number of this node in its Slurm job, address of the first node, the job's id), inside a task of srun.
+
+    The address is the one srun was called from, which is the first node: node names need not resolve.
+    """
+    environment = os.environ
+    return (
+        int(environment["SLURM_NODEID"]),
+        environment["SLURM_LAUNCH_NODE_IPADDR"],
+        int(environment["SLURM_JOB_ID"]),
+    )
