@@ -174,8 +174,8 @@ class HParams:
     comm_timeout_seconds: Annotated[
         PositiveFloat,
         Field(
-            description="longest wait of a rank for the others before the run fails; rank 0 alone draws the pictures of "
-            "an evaluation meanwhile"
+            description="longest wait of a rank for the others before the run fails, such as for rank 0, which "
+            "alone draws the pictures of an evaluation"
         ),
     ] = 1800.0
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from enhancer.engine.launcher import network_environment, visible_devices
+from enhancer.engine.launcher import node_environment, visible_devices
 from hparams.errors import UserError
 from launch.common import reports_user_errors
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     run_folder = _run_folder(train)
     with tempfile.TemporaryDirectory(prefix="wavewright-") as scratch:
-        words = _deepspeed(options, Path(scratch) / "hostfile") + [str(TRAIN), *train]
-        environment = {**os.environ, **network_environment(options.interface)}
+        words = [*_deepspeed(options, Path(scratch) / "hostfile"), str(TRAIN), *train]
+        environment = {**os.environ, **node_environment(options.interface)}
         ranks = Ranks(words, environment, options.grace_seconds)
         if options.stop_at_eof:
             threading.Thread(target=_tell_at_eof, args=(ranks,), daemon=True).start()

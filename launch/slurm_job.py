@@ -1,4 +1,4 @@
-"""A training command as a Slurm job, through submitit (the [slurm] extra): run, saved before it is cut off, queued again."""
+"""A training command as a Slurm job, through submitit (the [slurm] extra): saved before its time is up, queued again."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Train a preset elsewhere: python launch/submit.py slurm --hparams base --run-dir runs/base --nodes 2 --gpus-per-node 8
+"""Train a preset elsewhere: python launch/submit.py slurm --hparams base --nodes 2 --gpus-per-node 8
 
-The place is one of local (this machine), hosts (machines that ssh reaches), slurm and k8s. Hyper-parameters are those of
-train.py and are checked before anything is sent; --dry-run prints what would be sent, and sends nothing. The same command
-again goes on with the run. local and hosts stay until the run has ended and end with its exit code.
+The place is one of local (this machine), hosts (machines that ssh reaches), slurm and k8s. Hyper-parameters are those
+of train.py and are checked before anything is sent; --dry-run prints what would be sent, and sends nothing. The same
+command again goes on with the run. local and hosts stay until the run has ended, and end with its exit code.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def _add_hosts(hosts: argparse.ArgumentParser) -> None:
     hosts.add_argument(
         "--hostfile", type=Path, required=True, metavar="FILE", help="a line `NAME slots=N` a machine"
     )
-    hosts.add_argument("--ssh", default="ssh -o BatchMode=yes", metavar="COMMAND", help="called with HOST COMMAND")
+    hosts.add_argument(
+        "--ssh", default="ssh -o BatchMode=yes", metavar="COMMAND", help="called with HOST COMMAND"
+    )
     hosts.add_argument("--python", default=sys.executable, metavar="PATH", help="default: as here")
     hosts.add_argument(
         "--folder",
@@ -121,7 +123,9 @@ def _add_hosts(hosts: argparse.ArgumentParser) -> None:
 
 
 def _add_slurm(slurm: argparse.ArgumentParser) -> None:
-    slurm.add_argument("--time", metavar="TIME", default="24:00:00", help="limit of a start; default 24:00:00")
+    slurm.add_argument(
+        "--time", metavar="TIME", default="24:00:00", help="limit of a start; default 24:00:00"
+    )
     slurm.add_argument("--partition", metavar="NAME")
     slurm.add_argument("--account", metavar="NAME")
     slurm.add_argument("--qos", metavar="NAME")
@@ -152,7 +156,11 @@ def _add_k8s(k8s: argparse.ArgumentParser) -> None:
     k8s.add_argument("--memory", metavar="AMOUNT", help="requested for each pod, such as 64Gi")
     k8s.add_argument("--shared-memory", default="8Gi", metavar="AMOUNT", help="size of /dev/shm; default 8Gi")
     k8s.add_argument(
-        "--max-restarts", type=int, default=100, metavar="N", help="of all pods, by preemption too; default 100"
+        "--max-restarts",
+        type=int,
+        default=100,
+        metavar="N",
+        help="of all pods, by preemption too; default 100",
     )
 
 

@@ -51,7 +51,9 @@ def read_hostfile(path: Path) -> tuple[list[str], int]:
         if found is None or int(found["slots"] or 1) < 1:
             raise UserError(f"{path}:{number}: {text!r}; needed NAME slots=N, such as node1 slots=8")
         if found["name"] in names:
-            raise UserError(f"{path}:{number}: {found['name']} is there twice; give it one line with all its slots")
+            raise UserError(
+                f"{path}:{number}: {found['name']} is there twice; give it one line with all its slots"
+            )
         names.append(found["name"])
         slots.setdefault(int(found["slots"] or 1), found["name"])
     if not names:
@@ -90,7 +92,7 @@ def run_on_hosts(
 
 
 class _Watch:
-    """The commands of all machines, side by side. Their standard inputs are the lines on which they are told to stop."""
+    """The commands of all machines, side by side. The end of their standard inputs tells them to stop."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self._hosts = hosts
@@ -99,8 +101,10 @@ class _Watch:
         self._was_told = False
 
     def run(self, commands: Sequence[Sequence[str]]) -> int:
-        """Run `commands` to their end, printing their lines after the names of the hosts; the exit code of the first."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Run `commands` to their end, printing their lines after their hosts' names; the exit code of the first."""
+        before = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             for host, command in zip(self._hosts, commands, strict=True):
                 self._start(host, command)

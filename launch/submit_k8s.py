@@ -69,8 +69,8 @@ def manifests(training: Training, pods: Pods, kind: str) -> list[Manifest]:
         )
     if not training.run_dir.is_absolute() and not pods.claims:
         raise UserError(
-            f"the run folder {training.run_dir} would be lost with its pod; mount a volume that all pods share, such as "
-            "--claim runs=/app/runs"
+            f"the run folder {training.run_dir} would be lost with its pod; mount a volume that all pods share, "
+            "such as --claim runs=/app/runs"
         )
     settings = {
         "apiVersion": "v1",

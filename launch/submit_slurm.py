@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from enhancer.engine.launcher import slurm_place
@@ -90,8 +89,8 @@ def submit(training: Training, parameters: Mapping[str, Any], *, is_dry: bool) -
     executor = executor_of(submitit, folder, "slurm", given, slurm_max_num_timeout=MAX_TIMEOUTS)
     job = executor.submit(NodeJob(training))
     print(
-        f"job {job.job_id} submitted; look with: squeue -j {job.job_id}; its state is in {training.run_dir}/status.json, "
-        f"its words in {training.run_dir}/train.log and {folder}"
+        f"job {job.job_id} submitted; look with: squeue -j {job.job_id}; its state is in "
+        f"{training.run_dir}/status.json, its words in {training.run_dir}/train.log and {folder}"
     )
     return 0
 
@@ -100,7 +99,9 @@ def minutes(text: str) -> int:
     """Whole minutes, rounded up, of a time as Slurm writes it: M, M:SS, H:MM:SS, D-H, D-H:MM or D-H:MM:SS."""
     found = _TIME.fullmatch(text.strip())
     if found is None:
-        raise UserError(f"--time {text}: needed minutes, HH:MM:SS or D-HH:MM:SS, such as 90, 24:00:00 or 2-00:00:00")
+        raise UserError(
+            f"--time {text}: needed minutes, HH:MM:SS or D-HH:MM:SS, such as 90, 24:00:00 or 2-00:00:00"
+        )
     days, *parts = (int(part) if part is not None else None for part in found.groups())
     first, second, third = parts
     if days is not None:

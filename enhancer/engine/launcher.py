@@ -9,6 +9,10 @@ PARENT_VARIABLE = "WAVEWRIGHT_PARENT"
 """Set by a sweep for its members: its process id."""
 
 
+NODE_VARIABLE = "WAVEWRIGHT_NODE"
+"""Set by `launch/node.py`, which stands above the `deepspeed` command."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """How this process came to be."""
@@ -29,14 +33,16 @@ def detect() -> Launch:
     """Tell the `deepspeed` launcher, torchrun, `accelerate launch`, a sweep and a plain start apart.
 
     torchrun (which `accelerate launch` uses for several processes) names its run; DeepSpeed's launch.py sets
-    CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks.
+    CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks; above that may be
+    `launch/node.py`.
     """
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" in environment:
         size = int(environment["LOCAL_WORLD_SIZE"])
         return Launch("accelerate", size, 1, _has_user_threads())
     if {"RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"} <= environment.keys():
-        return Launch("deepspeed", int(environment["LOCAL_SIZE"]), 2, _has_user_threads())
+        num_ancestors = 3 if NODE_VARIABLE in environment else 2
+        return Launch("deepspeed", int(environment["LOCAL_SIZE"]), num_ancestors, _has_user_threads())
     if "ACCELERATE_MIXED_PRECISION" in environment:
         return Launch("accelerate", 1, 1, _has_user_threads())
     has_threads = "OMP_NUM_THREADS" in environment
@@ -78,9 +84,10 @@ def visible_devices() -> list[int] | None:
     return [int(word) for word in words] if all(word.strip().isdigit() for word in words) else None
 
 
-def network_environment(interface: str | None) -> dict[str, str]:
-    """What makes ranks talk over the network `interface`; nothing where that is left to the libraries."""
-    return {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+def node_environment(interface: str | None) -> dict[str, str]:
+    """For what `launch/node.py` starts: whose it is, and the network `interface` to talk over, if that is to be said."""
+    named = {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return {NODE_VARIABLE: "1", **named}
 
 
 def slurm_place() -> tuple[int, str, int]:

@@ -52,7 +52,9 @@ class Machines:
     def shell(self, folder: Path) -> Path:
         """A program that runs a command on a machine as `ssh ADDRESS COMMAND` does."""
         path = folder / "shell"
-        path.write_text(f'#!/bin/sh\nnumber=${{1#{SUBNET}.}}\nshift\nexec ip netns exec "ww$number" sh -c "$*"\n')
+        path.write_text(
+            f'#!/bin/sh\nnumber=${{1#{SUBNET}.}}\nshift\nexec ip netns exec "ww$number" sh -c "$*"\n'
+        )
         path.chmod(0o755)
         return path
 

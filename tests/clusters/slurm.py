@@ -12,8 +12,8 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 SEARCH = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-# Two partitions on the same nodes: what is submitted to `urgent` takes the nodes from jobs of `all`, which are queued again
-# after GraceTime seconds. A short cred_expire shortens the two minutes that a job waits in the queue after that.
+# Two partitions on the same nodes: what is submitted to `urgent` takes the nodes from jobs of `all`, which are queued
+# again after GraceTime seconds. A short cred_expire shortens the two minutes that a job waits in the queue after that.
 CONFIGURATION = """
 ClusterName=simulated
 SlurmctldHost={host}
@@ -91,7 +91,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End all jobs, then the daemons, last started first."""
-        subprocess.run(["scancel", "--full", "--signal=KILL", "-u", "root"], env=self.environment(), check=False)
+        subprocess.run(
+            ["scancel", "--full", "--signal=KILL", "-u", "root"], env=self.environment(), check=False
+        )
         time.sleep(2)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
@@ -110,7 +112,11 @@ class Cluster:
     def field(self, job: str, name: str) -> str:
         """One field of `scontrol show job`; empty where the job is not known any more."""
         done = subprocess.run(
-            ["scontrol", "show", "job", job], env=self.environment(), capture_output=True, text=True, check=False
+            ["scontrol", "show", "job", job],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         fields = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
         return fields.get(name, "")
@@ -126,7 +132,9 @@ class Cluster:
     def _start(self, words: list[str]) -> None:
         with (self.root / f"{words[0]}.out").open("ab") as out:
             self._daemons.append(
-                subprocess.Popen(words, env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                subprocess.Popen(
+                    words, env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                )
             )
 
     def _await(self, condition: object, seconds: float) -> None:

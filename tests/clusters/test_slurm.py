@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from tests.clusters import slurm
-from tests.clusters.runs import REPOSITORY, alive, assert_same_run, environment, status, submit_words, wait_until
+from tests.clusters.runs import (
+    REPOSITORY,
+    alive,
+    assert_same_run,
+    environment,
+    status,
+    submit_words,
+    wait_until,
+)
 
 MINUTES = 60.0
 
@@ -50,7 +58,11 @@ def told(cluster: slurm.Cluster, run: Path, job: str) -> str:
     texts = [f"{path}:\n{path.read_text()[-2000:]}" for path in sorted(run.rglob("*.log"))]
     texts += [f"{path}:\n{path.read_text()[-2000:]}" for path in sorted(run.glob("slurm/*.*t"))]
     shown = subprocess.run(
-        ["scontrol", "show", "job", job], env=cluster.environment(), capture_output=True, text=True, check=False
+        ["scontrol", "show", "job", job],
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return "\n".join([str(status(run)), shown.stdout, *texts, cluster.logs()])
 
@@ -72,7 +84,11 @@ def test_a_preempted_and_then_warned_job_goes_on_and_ends_like_an_unbroken_one(
     wait_until(lambda: cluster.field(job, "Restarts") == "1", 3 * MINUTES, tell)
     assert not alive(run)
 
-    wait_until(lambda: status(run)["state"] == "running" and status(run)["step"] > first["step"] + 3, 8 * MINUTES, tell)
+    wait_until(
+        lambda: status(run)["state"] == "running" and status(run)["step"] > first["step"] + 3,
+        8 * MINUTES,
+        tell,
+    )
     # What Slurm sends before the time limit.
     cluster.tell("scancel", "--signal=USR2", job)
     wait_until(lambda: status(run)["state"] == "preempted", 2 * MINUTES, tell)
@@ -88,7 +104,9 @@ def test_a_job_that_cannot_be_trained_fails_with_2_and_is_not_queued_again(
 ) -> None:
     run = tmp_path / "run"
     job = submit(cluster, run, {**corpora, "bg_dir": tmp_path / "nowhere"})
-    wait_until(lambda: cluster.field(job, "JobState") == "FAILED", 5 * MINUTES, lambda: told(cluster, run, job))
+    wait_until(
+        lambda: cluster.field(job, "JobState") == "FAILED", 5 * MINUTES, lambda: told(cluster, run, job)
+    )
     assert cluster.field(job, "Restarts") == "0"
     assert cluster.field(job, "ExitCode") == "2:0"
     assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 2)

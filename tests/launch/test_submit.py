@@ -52,7 +52,12 @@ def test_each_machine_of_a_hostfile_is_told_its_number_and_the_first_ones_addres
         assert words[:4] == ["ssh", "-o", "BatchMode=yes", host]
         assert words[4].startswith("cd '/srv/wave wright' && exec ")
         node, train = split(shlex.split(words[4].partition("exec ")[2]))
-        assert (node.num_nodes, node.ranks_per_node, node.node_rank, node.master_addr) == (2, 4, number, "big1")
+        assert (node.num_nodes, node.ranks_per_node, node.node_rank, node.master_addr) == (
+            2,
+            4,
+            number,
+            "big1",
+        )
         assert node.interface == "eth1" and node.stop_at_eof
         assert train.run_dir == Path("runs/mine")
 
