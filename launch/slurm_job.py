@@ -1,4 +1,4 @@
-"""A training command as a Slurm job, through submitit (the [slurm] extra): saved before its time is up, queued again."""
+"""A training command as a Slurm job, through submitit (the [slurm] extra): saved in time and queued again."""
 
 from __future__ import annotations
 

@@ -48,10 +48,13 @@ def waits_limited(seconds: float) -> Iterator[None]:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
-def lost(error: BaseException, seconds: float) -> RanksLost | None:
-    """What `error` of a collective limited to `seconds` means for the run; None where it is of another kind."""
-    if not isinstance(error, RuntimeError) or not any(text in str(error) for text in _LOST):
-        return None
+def is_lost(error: BaseException | None) -> bool:
+    """Whether `error` of a collective says that another rank is gone or cannot be reached."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
+
+
+def lost(error: BaseException, seconds: float) -> RanksLost:
+    """What `error`, of which `is_lost` holds, means for a run whose waits are limited to `seconds`."""
     first_line = str(error).splitlines()[0]
     return RanksLost(
         f"rank {rank()} has lost another rank: its process or machine is gone, or the network between them, or it kept "

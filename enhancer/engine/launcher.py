@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 PARENT_VARIABLE = "WAVEWRIGHT_PARENT"
 """Set by a sweep for its members: its process id."""
-
-
 NODE_VARIABLE = "WAVEWRIGHT_NODE"
 """Set by `launch/node.py`, which stands above the `deepspeed` command."""
 
@@ -85,7 +83,7 @@ def visible_devices() -> list[int] | None:
 
 
 def node_environment(interface: str | None) -> dict[str, str]:
-    """For what `launch/node.py` starts: whose it is, and the network `interface` to talk over, if that is to be said."""
+    """For what `launch/node.py` starts: that it did, and the network `interface` to talk over where one is given."""
     named = {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     return {NODE_VARIABLE: "1", **named}
 

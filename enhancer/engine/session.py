@@ -146,10 +146,11 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
-                lost = distributed.lost(error, self.hp.comm_timeout_seconds)
-                run.status("failed", run.step, str(lost) if lost else f"{type(error).__name__}: {error}")
-                if lost:
+                if distributed.is_lost(error):
+                    lost = distributed.lost(error, self.hp.comm_timeout_seconds)
+                    run.status("failed", run.step, str(lost))
                     raise lost from error
+                run.status("failed", run.step, f"{type(error).__name__}: {error}")
                 raise
 
     def _prepare(self, run: Run, stop: Stop, stack: ExitStack) -> tuple[Job, State]:
@@ -250,6 +251,8 @@ def _wait_for_writes(
     checkpoints: Checkpoints, kind: type[BaseException] | None, error: BaseException | None, trace: Any
 ) -> None:
     """Let a save that is under way come to its end before the process does; `error` is what ends the run."""
+    if distributed.is_lost(error):
+        return  # It waits for the lost ones too; the next start removes what it leaves.
     try:
         checkpoints.finish()
     except (UserError, OSError, RuntimeError) as failure:
