@@ -88,12 +88,18 @@ def submitit_module(option: str) -> Any:
 
 
 def executor_of(
-    submitit: Any, folder: Path, cluster: str, parameters: Mapping[str, Any], **construction: Any
+    submitit: Any,
+    folder: Path,
+    cluster: str,
+    parameters: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    **construction: Any,
 ) -> Any:
     """Submitit's executor for the kind of `cluster`: `slurm`, `local` to try things out without one, or `paper`.
 
-    `paper` is Slurm's where no Slurm is: it can tell what it would submit, and nothing else. `construction` are
-    arguments of the executor itself. Raises UserError where submitit refuses the parameters.
+    `paper` is Slurm's where no Slurm is: it can tell what it would submit, and nothing else. `parameters` are
+    the user's, before `defaults`; `construction` are arguments of the executor itself. Raises UserError where submitit
+    refuses any of them.
     """
     try:
         if cluster == "paper":
@@ -102,7 +108,7 @@ def executor_of(
             executor._executor = _paper_executor(submitit)(folder.resolve())
         else:
             executor = submitit.AutoExecutor(folder=folder.resolve(), cluster=cluster, **construction)
-        executor.update_parameters(**parameters)
+        executor.update_parameters(**{**defaults, **parameters})
     except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
         words = " ".join(f"{name}={value}" for name, value in parameters.items())
         raise UserError(f"submitit refuses --slurm {words}: {error}") from error

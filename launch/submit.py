@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
             is_dry=options.dry_run,
         )
     if options.place == "slurm":
-        return submit_slurm.submit(training, _slurm_parameters(options), is_dry=options.dry_run)
+        parameters = read_parameters([text for texts in options.slurm for text in texts])
+        return submit_slurm.submit(training, _slurm_resources(options), parameters, is_dry=options.dry_run)
     pods = submit_k8s.Pods(
         image=options.image,
         namespace=options.namespace,
@@ -184,7 +185,7 @@ def _plan(options: argparse.Namespace) -> Training:
     )
 
 
-def _slurm_parameters(options: argparse.Namespace) -> dict[str, object]:
+def _slurm_resources(options: argparse.Namespace) -> dict[str, object]:
     given = {
         "timeout_min": submit_slurm.minutes(options.time),
         "slurm_partition": options.partition,
@@ -193,8 +194,7 @@ def _slurm_parameters(options: argparse.Namespace) -> dict[str, object]:
         "cpus_per_task": options.cpus_per_node,
         "mem_gb": options.memory_gb,
     }
-    others = read_parameters([text for texts in options.slurm for text in texts])
-    return {name: value for name, value in given.items() if value is not None} | others
+    return {name: value for name, value in given.items() if value is not None}
 
 
 if __name__ == "__main__":

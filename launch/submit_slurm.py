@@ -61,32 +61,34 @@ class NodeJob(TrainJob):
         self.terminate()
 
 
-def submit(training: Training, parameters: Mapping[str, Any], *, is_dry: bool) -> int:
-    """Submit `training` with `parameters` of submitit, or print what would be submitted; the exit code.
+def submit(
+    training: Training, resources: Mapping[str, Any], parameters: Mapping[str, Any], *, is_dry: bool
+) -> int:
+    """Submit `training`, or print what would be submitted; the exit code.
 
-    Raises UserError where submitit is missing or refuses a parameter, or there is no Slurm.
+    `resources` and `parameters` are submitit's; the latter, which the user named so, win. Raises UserError where
+    submitit is missing or refuses one, or there is no Slurm.
     """
     submitit = submitit_module("slurm")
     training = replace(training, run_dir=training.run_dir.absolute())
     folder = training.run_dir / LOGS
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "name": training.name,
         "nodes": training.num_nodes,
         "tasks_per_node": 1,
         **({"gpus_per_node": training.gpus_per_node} if training.gpus_per_node else {}),
         "slurm_signal_delay_s": training.grace_seconds,
-        **parameters,
-        "slurm_additional_parameters": {
-            "requeue": True,
-            **parameters.get("slurm_additional_parameters", {}),
-        },
+        "slurm_additional_parameters": {"requeue": True},
+        **resources,
     }
     if is_dry:
         words = training.node_words(sys.executable, NODE, "$SLURM_NODEID", "$SLURM_LAUNCH_NODE_IPADDR")
-        print(batch_script(executor_of(submitit, folder, "paper", given)))
+        print(batch_script(executor_of(submitit, folder, "paper", parameters, defaults)))
         print("# each node then runs, with a port that goes with the job's number:\n# " + " ".join(words))
         return 0
-    executor = executor_of(submitit, folder, "slurm", given, slurm_max_num_timeout=MAX_TIMEOUTS)
+    executor = executor_of(
+        submitit, folder, "slurm", parameters, defaults, slurm_max_num_timeout=MAX_TIMEOUTS
+    )
     job = executor.submit(NodeJob(training))
     print(
         f"job {job.job_id} submitted; look with: squeue -j {job.job_id}; its state is in "

@@ -33,11 +33,12 @@ def train_on_cluster(
     submitit = submitit_module("--slurm")
     given = dict(parameters)
     cluster = given.pop("cluster", "slurm")
+    defaults: dict[str, Any] = {}
     if cluster == "slurm":
-        given.setdefault("name", "sweep")
+        defaults["name"] = "sweep"
         if num_jobs is not None:
-            given.setdefault("slurm_array_parallelism", num_jobs)
-    executor = executor_of(submitit, output / LOGS, cluster, given)
+            defaults["slurm_array_parallelism"] = num_jobs
+    executor = executor_of(submitit, output / LOGS, cluster, given, defaults)
     jobs = _still_there(submitit, output, cluster)
     new = [each for each in members if each.member.folder_name not in jobs]
     if new:
