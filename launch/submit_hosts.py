@@ -19,7 +19,7 @@ from launch.submit_plan import NODE, Training
 
 LOCAL = "127.0.0.1"
 POLL_SECONDS = 0.5
-_HOST = re.compile(r"(?P<name>\S+)(?:\s+slots=(?P<slots>\d+))?")
+_HOST = re.compile(r"(?P<name>[^\s-]\S*)(?:\s+slots=(?P<slots>\d+))?")
 
 
 def run_here(training: Training, *, is_dry: bool) -> int:
@@ -79,9 +79,10 @@ def run_on_hosts(
     `remote_shell` is called as ssh is: HOST COMMAND. Ctrl-C has the run save and end. With `is_dry` print the commands.
     """
     node = folder / "launch" / NODE.name
+    first = master_addr or hosts[0].rpartition("@")[2]
     commands = []
     for number, host in enumerate(hosts):
-        words = training.node_words(python, node, number, master_addr or hosts[0])
+        words = training.node_words(python, node, number, first)
         words.insert(words.index("--"), "--stop-at-eof")
         remote = f"cd {shlex.quote(str(folder))} && exec {shlex.join(words)}"
         commands.append([*shlex.split(remote_shell), host, remote])

@@ -47,15 +47,14 @@ class Training:
         node_rank: int | str,
         master_addr: str,
         train_words: Sequence[str] | None = None,
-        port: int | None = None,
     ) -> list[str]:
-        """The command of one machine, `node` being the path of node.py there."""
+        """The command of one machine, `node` being the path of node.py there; `train_words` replace the own ones."""
         interface = ["--interface", self.interface] if self.interface else []
         return [
             *(python, str(node)),
             *("--num-nodes", str(self.num_nodes), "--ranks-per-node", str(self.ranks_per_node)),
             *("--node-rank", str(node_rank), "--master-addr", master_addr),
-            *("--master-port", str(self.port if port is None else port), *interface),
+            *("--master-port", str(self.port), *interface),
             *("--grace-seconds", str(self.grace_seconds), "--"),
             *(self.train_words if train_words is None else train_words),
         ]
@@ -79,7 +78,7 @@ def plan(
     """A checked `Training`. Raises UserError for hyper-parameters or resources that cannot be."""
     numbers = {
         "--nodes": num_nodes,
-        "--ranks-per-node": ranks_per_node or 1 if ranks_per_node is None else ranks_per_node,
+        "--ranks-per-node": 1 if ranks_per_node is None else ranks_per_node,
         "--grace-seconds": grace_seconds,
     }
     for option, number in numbers.items():

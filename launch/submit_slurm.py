@@ -46,10 +46,11 @@ class NodeJob(TrainJob):
         self.command = tuple(training.node_words(sys.executable, NODE, node_rank, master_addr))
         signal.signal(signal.SIGTERM, self._on_terminate)
         code = super().__call__()
-        if code == EXIT_PREEMPTED and self._was_terminated:
+        # Negative: SIGTERM has come before node.py could listen.
+        if self._was_terminated and (code == EXIT_PREEMPTED or code < 0):
             time.sleep(HOLD_SECONDS)
         if code not in (0, EXIT_PREEMPTED):
-            sys.exit(code)
+            sys.exit(max(code, 1))
         return code
 
     def again(self) -> NodeJob:

@@ -44,10 +44,10 @@ def test_a_dry_run_here_prints_the_command_of_the_one_machine(capsys: pytest.Cap
 def test_each_machine_of_a_hostfile_is_told_its_number_and_the_first_ones_address(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "hosts").write_text("# ours\nbig1 slots=4\nbig2 slots=4 # the other\n\n")
+    (tmp_path / "hosts").write_text("# ours\nme@big1 slots=4\nbig2 slots=4 # the other\n\n")
     place = ["hosts", "--hostfile", str(tmp_path / "hosts"), "--folder", "/srv/wave wright"]
     lines = printed(capsys, *place, *COMMON, "--interface", "eth1").splitlines()
-    for number, (host, line) in enumerate(zip(("big1", "big2"), lines, strict=True)):
+    for number, (host, line) in enumerate(zip(("me@big1", "big2"), lines, strict=True)):
         words = shlex.split(line)
         assert words[:4] == ["ssh", "-o", "BatchMode=yes", host]
         assert words[4].startswith("cd '/srv/wave wright' && exec ")
@@ -69,6 +69,7 @@ def test_each_machine_of_a_hostfile_is_told_its_number_and_the_first_ones_addres
         ("a slots=2\nb slots=4\n", "slots differ (2 on a, 4 on b)"),
         ("a slots=2\na slots=2\n", "hosts:2: a is there twice"),
         ("a slots=two\n", "hosts:1: 'a slots=two'; needed NAME slots=N"),
+        ("-oProxyCommand=x slots=2\n", "needed NAME slots=N"),
         ("a slots=0\n", "hosts:1: 'a slots=0'; needed NAME slots=N"),
     ],
 )
