@@ -22,7 +22,7 @@ endif
 
 BENCHES = shards mixing step startup exact context pedal_speed
 
-.PHONY: help env train test test-fast check lint types docs bench fuzz clean
+.PHONY: help env train test test-fast check lint types docs bench fuzz clusters clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ bench: env  ## the measurements, one after another (half an hour; on an idle mac
 		$(BIN)/python -m bench.bench_$$name || failed="$$failed $$name"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "== short of the figure wanted:$$failed"; exit 1; fi
+
+clusters: env  ## runs on a real Slurm and over two network namespaces of this machine (root; a quarter of an hour)
+	@WAVEWRIGHT_CLUSTERS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/clusters
 
 fuzz: env  ## 20,000 spoiled files, each read under limits: typed errors only (a quarter of an hour; SEED=0)
 	@$(TEST_ENV) $(BIN)/python -m tests.fuzz --seed $(SEED)

@@ -172,6 +172,13 @@ class HParams:
     data_timeout_seconds: Annotated[
         PositiveFloat, Field(description="longest wait for one batch before the run fails")
     ] = 120.0
+    comm_timeout_seconds: Annotated[
+        PositiveFloat,
+        Field(
+            description="longest wait of a rank for the others before the run fails, such as for rank 0, which "
+            "alone draws the pictures of an evaluation"
+        ),
+    ] = 1800.0
 
     def __post_init__(self) -> None:
         if self.win_size > self.n_fft:
