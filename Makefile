@@ -11,16 +11,18 @@ TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.ready
 
-# A preset of a device learns from the simulated one, all others from the demo mixes.
+# A preset of a device learns from the simulated one, of a string from synthetic notes, all others from the demo mixes.
 ifneq ($(filter pedal%,$(PRESET)),)
 DEMO = data/pedal/dataset.json
+else ifneq ($(filter string%,$(PRESET)),)
+DEMO = data/string/dataset.json
 else
 DEMO = data/fg/dataset.json
 endif
 
 BENCHES = shards mixing step startup exact context pedal_speed
 
-.PHONY: help env train test test-fast check lint types docs bench fuzz clean
+.PHONY: help env train test test-fast check lint types docs bench fuzz clusters clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +52,10 @@ data/pedal/dataset.json: | env
 	@echo "== demo corpus: synthetic guitar through a simulated overdrive into data/pedal (half a minute)"
 	@$(BIN)/python launch/demo_corpora.py --kind pedal
 
+data/string/dataset.json: | env
+	@echo "== demo corpus: synthetic Karplus-Strong notes of known pitch and decay into data/string (a minute)"
+	@$(BIN)/python launch/demo_corpora.py --kind string
+
 test: env  ## all tests
 	@echo "== tests"
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -75,6 +81,9 @@ bench: env  ## the measurements, one after another (half an hour; on an idle mac
 		$(BIN)/python -m bench.bench_$$name || failed="$$failed $$name"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "== short of the figure wanted:$$failed"; exit 1; fi
+
+clusters: env  ## runs on a real Slurm and over two network namespaces of this machine (root; a quarter of an hour)
+	@WAVEWRIGHT_CLUSTERS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/clusters
 
 fuzz: env  ## 20,000 spoiled files, each read under limits: typed errors only (a quarter of an hour; SEED=0)
 	@$(TEST_ENV) $(BIN)/python -m tests.fuzz --seed $(SEED)

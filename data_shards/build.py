@@ -54,7 +54,7 @@ def build_corpus(
     """Build a corpus from the audio below the folders `inputs`; goes on where an earlier build stopped.
 
     Args:
-        kind: fg, bg, rir or pair; for pedal see `data_shards.pedal.build_pedal_corpus`.
+        kind: fg, bg, rir or pair; for pedal see `data_shards.pedal`, for string `data_shards.string_notes`.
         inputs: folders; for a pair the recordings a model hears.
         output: folder of the corpus; made when it is missing.
         options: how; by default `BuildOptions(kind)`.
@@ -149,13 +149,7 @@ def _check_arguments(
 ) -> None:
     if options.kind != kind:
         raise ValueError(f"options are for kind {options.kind!r}, but kind {kind!r} is to be built")
-    if not inputs:
-        raise CorpusError("No input folder given. Give one with --input")
-    for folder in (*inputs, *targets):
-        require_local(folder, "The input folder")
-        if not folder.is_dir():
-            what = "is a file; give the folder it lies in" if folder.exists() else "does not exist"
-            raise CorpusError(f"The input folder {folder} {what}")
+    check_inputs([*inputs, *targets])
     if kind == "pair" and len(inputs) != len(targets):
         raise CorpusError(
             f"{len(inputs)} --input and {len(targets)} --target folders; "
@@ -169,6 +163,17 @@ def _check_arguments(
             )
     if kind != "pair" and targets:
         raise CorpusError(f"--target belongs to kind pair, not to {kind}")
+
+
+def check_inputs(folders: Sequence[Path]) -> None:
+    """Raise CorpusError when there is no folder, or one that is not there."""
+    if not folders:
+        raise CorpusError("No input folder given. Give one with --input")
+    for folder in folders:
+        require_local(folder, "The input folder")
+        if not folder.is_dir():
+            what = "is a file; give the folder it lies in" if folder.exists() else "does not exist"
+            raise CorpusError(f"The input folder {folder} {what}")
 
 
 def check_output(folder: Path, kind: str) -> None:

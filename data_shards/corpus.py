@@ -17,6 +17,7 @@ from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, hash_texts, parse_dataset
 from data_shards.errors import CorpusError
 from data_shards.format import PAIRED_KINDS, is_shard_name, members_of
+from data_shards.notes import NoteTake
 from data_shards.remote import RemoteFolder, RemoteMissing
 from data_shards.scan import first_audio_file, require_local
 from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
@@ -47,7 +48,7 @@ class Corpus:
     key: int64. shard: int32, row of `shards`. frames: int64, at `rate_hz`. group: int32, row of `groups`.
     source: int32, row of `sources` (paths relative to the folder that was built from).
     members: `wav` or `flac`; for pairs `input.wav` and `target.wav` (or `.flac`).
-    takes: for kind `pedal` what is known of each sample's recording; else empty.
+    takes, notes: what is known of each sample's recording, for kind `pedal` and for kind `string`; else empty.
     """
 
     folder: Path | str
@@ -66,6 +67,7 @@ class Corpus:
     source: np.ndarray
     members: dict[str, MemberTable]
     takes: tuple[DeviceTake, ...] = ()
+    notes: tuple[NoteTake, ...] = ()
 
     @classmethod
     def open(cls, folder: Path | str, kind: str, rate_hz: int | None = None) -> Corpus:
@@ -271,6 +273,7 @@ def _join(
 ) -> Corpus:
     groups, group = _codes(name for sidecar in sidecars for name in sidecar.group)
     sources, source = _codes(name for sidecar in sidecars for name in sidecar.source)
+    takes = [take for sidecar in sidecars for take in sidecar.take]
     key = np.concatenate([np.asarray(sidecar.key, np.int64) for sidecar in sidecars])
     if np.any(np.diff(key) <= 0):
         raise CorpusError(f"{folder} has the same key in two shards. Run the build again")
@@ -289,7 +292,8 @@ def _join(
         group=group,
         source=source,
         members={name: _table(sidecars, name) for name in members_of(info.kind, info.codec)},
-        takes=tuple(take for sidecar in sidecars for take in sidecar.take),
+        takes=tuple(take for take in takes if isinstance(take, DeviceTake)),
+        notes=tuple(take for take in takes if isinstance(take, NoteTake)),
     )
 
 

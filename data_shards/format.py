@@ -13,11 +13,13 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-KINDS = ("fg", "bg", "rir", "pair", "pedal")
-# wav: PCM16. wav32f: 32-bit float WAV, for pedals alone. flac: 16 bits.
+KINDS = ("fg", "bg", "rir", "pair", "pedal", "string")
+# wav: PCM16. wav32f: 32-bit float WAV, for FLOAT_KINDS alone. flac: 16 bits.
 CODECS = ("wav", "flac", "wav32f")
 # Kinds whose samples are an input and a target.
 PAIRED_KINDS = ("pair", "pedal")
+# Kinds whose quiet ends count.
+FLOAT_KINDS = ("pedal", "string")
 BLOCK_BYTES = 512
 RECORD_BYTES = 10_240
 WAV_HEADER_BYTES = 44

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_shards.dataset import hash_texts
 from data_shards.errors import CorpusError
-from data_shards.format import CODECS, KINDS, MAX_SEGMENT_SECONDS
+from data_shards.format import CODECS, FLOAT_KINDS, KINDS, MAX_SEGMENT_SECONDS
 from data_shards.sidecar import MAX_RATE_HZ
 from data_shards.strict_json import VERSION
 
@@ -21,9 +21,10 @@ class BuildOptions:
     """How a corpus is built.
 
     Args:
-        kind: fg, bg, rir, pair or pedal.
+        kind: fg, bg, rir, pair, pedal or string.
         rate_hz: sample rate of the corpus.
-        codec: wav (PCM16, read without decoding) or flac (about half the bytes); wav32f (32-bit float) for pedals.
+        codec: wav (PCM16, read without decoding) or flac (about half the bytes); wav32f (32-bit float) for pedals and
+            strings.
         segment_seconds: longer recordings are cut into equal parts of at most this length.
         shard_mb: size at which a shard is full, 1e6 bytes, estimated before building.
         group_by: `file` (each recording) or `folder` (each speaker's folder) stays together in the split.
@@ -44,9 +45,10 @@ class BuildOptions:
         for name, allowed in (("kind", KINDS), ("codec", CODECS), ("group_by", ("file", "folder"))):
             if getattr(self, name) not in allowed:
                 raise CorpusError(f"{name} is {getattr(self, name)!r}; needed one of {', '.join(allowed)}")
-        if (self.kind == "pedal") != (self.codec == "wav32f"):
+        if (self.kind in FLOAT_KINDS) != (self.codec == "wav32f"):
             raise CorpusError(
-                f"codec is {self.codec!r} for kind {self.kind}; pedal takes wav32f, and no other kind does"
+                f"codec is {self.codec!r} for kind {self.kind}; {' and '.join(FLOAT_KINDS)} take wav32f, and no other "
+                "kind does"
             )
         ranges = {
             "rate_hz": (MIN_RATE_HZ, MAX_RATE_HZ),

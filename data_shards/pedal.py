@@ -17,6 +17,7 @@ import numpy as np
 
 from data_shards.align import Alignment, measure_alignment
 from data_shards.build import BuildResult, build_found, check_output, no_report
+from data_shards.clipping import clipped_share, pcm_bits
 from data_shards.errors import CorpusError
 from data_shards.ingest import AudioHeader, RejectedInput, probe, read_channel
 from data_shards.options import BuildOptions
@@ -26,9 +27,6 @@ from data_shards.scan import FoundFile, require_local
 from data_shards.takes import DeviceTake, without_lag
 
 VALID_FRACTION = 0.15
-# A wave that touches full scale is not yet cut; two samples that lie there side by side are.
-FLAT_SAMPLES = 2
-FLOAT_FULL_SCALE = (0.9999, 1.0001)
 DRIFT_WARNING_SAMPLES = 5
 
 _KNOB = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -303,7 +301,7 @@ def _import(
     measured = measure_alignment(dry, wet, rate_hz)
     lag = _chosen_lag(pair, measured, options, len(dry))
     frames = len(dry) - abs(lag)
-    clipped = clipped_share(wet, _depth(pair.wet))
+    clipped = clipped_share(wet, pcm_bits(pair.wet))
     take = DeviceTake(
         wet=pair.wet.name,
         knobs=dict(sorted(pair.knobs.items())),
@@ -381,34 +379,6 @@ def _check_stretches(pair: DevicePair, wet: np.ndarray, take: DeviceTake, rate_h
     for side, start, length in take.stretches(frames):
         what = f"{pair.name}: the part of the wet file to {side} (see {flags})"
         _check_sound(wet[start : start + length], what)
-
-
-def clipped_share(wave: np.ndarray, bits: int | None) -> float:
-    """Share of the samples of `wave` ([frames]) that lie at full scale beside another one that does, 0..1.
-
-    `bits`: of a PCM file, whose highest value is 1 - 2**(1 - bits); None for a float file, where full scale is 1.0
-    and what lies beyond it was not clipped.
-    """
-    level = np.abs(wave)
-    if bits is None:
-        full = (level >= FLOAT_FULL_SCALE[0]) & (level <= FLOAT_FULL_SCALE[1])
-    else:
-        full = level >= 1 - 1.5 * 2.0 ** (1 - min(bits, 16))
-    beside = np.convolve(full, np.ones(FLAT_SAMPLES), "full")
-    starts = np.flatnonzero(beside >= FLAT_SAMPLES)
-    flat = np.zeros(len(wave), bool)
-    for shift in range(FLAT_SAMPLES):
-        flat[starts - shift] = True
-    return round(float(np.count_nonzero(flat)) / max(len(wave), 1), 6)
-
-
-def _depth(path: Path) -> int | None:
-    """Bits of a PCM file; None for float and for lossy formats."""
-    import soundfile
-
-    subtype = soundfile.info(os.fspath(path)).subtype
-    depth = re.fullmatch(r"PCM_[SU]?(\d+)", subtype)
-    return int(depth[1]) if depth else None
 
 
 def _found_file(path: Path) -> FoundFile:

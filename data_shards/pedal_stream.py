@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -94,10 +94,22 @@ def _epoch_offset(plan: SegmentPlan, epoch: int, pair: int) -> int:
     return below(generator(plan.seed, epoch, f"pedal-offset-{pair}").random(), room + 1)
 
 
+class RowSource(Protocol):
+    """One rank's share of the draws, by rows."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    def training_batch(self, draws: range) -> Batch: ...
+
+
 class PedalBatches(Iterator[Batch]):
     """Endless batches of one rank, made when asked for."""
 
-    def __init__(self, stream: PairStream, first_draw: int) -> None:
+    def __init__(self, stream: RowSource, first_draw: int) -> None:
         self._stream, self._next_draw = stream, first_draw
 
     def __next__(self) -> Batch:

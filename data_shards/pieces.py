@@ -1,7 +1,7 @@
 """What each kind makes of its input files: the pieces that become samples of a shard.
 
 fg and bg: mono segments. pair: input and target cut alike. rir: each channel from its direct path on. pedal: dry
-and wet, the latency taken out, in two stretches: training, then validation.
+and wet, the latency taken out, in two stretches: training, then validation. string: one note.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from data_shards.ingest import (
     read_mono,
     segment_lengths,
 )
+from data_shards.notes import NoteTake
 from data_shards.options import BuildOptions
 from data_shards.plan import PlannedFile
 from data_shards.takes import DeviceTake
@@ -37,7 +38,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Piece:
-    """One sample to be: int16 (pedal: float32) [frames] per member. `name` tells it from its siblings in messages.
+    """One sample to be: int16 (pedal, string: float32) [frames] per member. `name` tells it from its siblings.
 
     `side` takes the place of the file's group where parts of one recording go to different sides of the split.
     """
@@ -61,6 +62,8 @@ def pieces_of(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterat
     """The pieces of one input. Raises RejectedInput, at any moment, when the whole file is to be rejected."""
     if options.kind == "rir":
         return _rir_channels(planned, options, tick)
+    if isinstance(planned.take, NoteTake):
+        return _note(planned, planned.take, options, tick)
     if planned.take is not None:
         return _pedal_stretches(planned, planned.take, options, tick)
     if planned.target is not None:
@@ -131,6 +134,12 @@ def _pedal_stretches(
     for side, start, frames in take.stretches(len(dry)):
         waves = (dry[start : start + frames], wet[start : start + frames])
         yield Piece(_span(start, frames, options.rate_hz), start, waves, clipped=0, side=side)
+
+
+def _note(planned: PlannedFile, take: NoteTake, options: BuildOptions, tick: Tick) -> Iterator[Piece]:
+    wave = np.concatenate(list(read_mono(planned.file.path, planned.header, options.rate_hz, tick)))
+    kept = wave[take.start : take.start + take.frames]
+    yield Piece(_span(take.start, take.frames, options.rate_hz), take.start, (kept,), clipped=0)
 
 
 def _rir_channels(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterator[Piece | Dropped]:

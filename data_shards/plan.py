@@ -15,10 +15,11 @@ from data_shards.dataset import hash_texts
 from data_shards.errors import CorpusError
 from data_shards.format import BLOCK_BYTES, frame_bytes, members_of, shard_name
 from data_shards.ingest import AudioHeader, RejectedInput, probe, segment_lengths
+from data_shards.notes import NoteTake
 from data_shards.options import BuildOptions
 from data_shards.scan import AUDIO_EXTENSIONS, FoundFile, find_audio
 from data_shards.sidecar import Reject
-from data_shards.takes import DeviceTake
+from data_shards.takes import DeviceTake, Take
 
 # Typical share of the PCM bytes that FLAC keeps.
 FLAC_SHARE = 0.6
@@ -31,11 +32,11 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class InputItem:
-    """One input file, for a pair its target, and for a pedal how the two belong together."""
+    """One input file, for a pair its target, and for a pedal or a string what was found out about it."""
 
     file: FoundFile
     target: FoundFile | None = None
-    take: DeviceTake | None = None
+    take: Take | None = None
 
     def identity(self) -> str:
         """Changes when the content may have changed (size or time) or would be called otherwise."""
@@ -55,7 +56,7 @@ class PlannedFile:
     group: str
     first_key: int
     num_keys: int
-    take: DeviceTake | None = None
+    take: Take | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ def plan_shards(
         if files and size + item_size > options.shard_mb * 1e6:
             close()
             files, items, size, work = [], [], 0.0, 0
-        group = _group(item.file.stem, options.group_by)
+        group = (
+            item.take.group if isinstance(item.take, NoteTake) else _group(item.file.stem, options.group_by)
+        )
         planned = PlannedFile(item.file, probed[0], item.target, probed[1], group, key, num_keys, item.take)
         files.append(planned)
         items.append(item)
@@ -203,15 +206,17 @@ def _probe_all(items: Sequence[InputItem], report: Report) -> Iterable[Headers |
             yield from pool.map(_probe_item, items[first : first + PROBE_CHUNK])
 
 
-def _extent(header: AudioHeader, options: BuildOptions, take: DeviceTake | None = None) -> tuple[int, float]:
+def _extent(header: AudioHeader, options: BuildOptions, take: Take | None = None) -> tuple[int, float]:
     """(keys to set aside, bytes to expect)."""
     frames = header.frames_at(options.rate_hz)
     num_keys = len(segment_lengths(frames, options.segment_frames))
     if options.kind == "rir":
         num_keys = header.channels
         frames = num_keys * min(frames, options.rate_hz)
-    if take is not None:
+    if isinstance(take, DeviceTake):
         num_keys = len(take.stretches(frames))
+    elif take is not None:
+        num_keys, frames = 1, take.frames
     members = len(members_of(options.kind, options.codec))
     share = FLAC_SHARE if options.codec == "flac" else 1.0
     width = (frame_bytes(options.codec) or 2) * share

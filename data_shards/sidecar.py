@@ -24,7 +24,7 @@ from data_shards.format import (
     padded,
 )
 from data_shards.strict_json import VERSION, JsonObject, dump, parse_object, take_shard_name, take_version
-from data_shards.takes import DeviceTake, parse_take
+from data_shards.takes import TAKE_PARSERS, Take
 
 SIDECAR_FORMAT = "wavewright-shard"
 MAX_RATE_HZ = 1_000_000
@@ -38,7 +38,7 @@ MAX_FLAC_SECONDS = MAX_SEGMENT_SECONDS + 1
 class MemberEntry:
     """One member: offset of its data in the tar, bytes, zlib.crc32 of them, peak and RMS re full scale.
 
-    Peak and RMS are at most 1, save in 32-bit float members (`pedal`).
+    Peak and RMS are at most 1, save in 32-bit float members (`pedal`, `string`).
     """
 
     offset: int
@@ -52,7 +52,7 @@ class MemberEntry:
 class SampleEntry:
     """One sample: where it came from and where it lies. `start` and `frames` are at the corpus rate.
 
-    `take` is there for kind `pedal` only.
+    `take` is there for kinds `pedal` and `string` only.
     """
 
     key: int
@@ -63,7 +63,7 @@ class SampleEntry:
     source_rate_hz: int
     source_channels: int
     members: dict[str, MemberEntry]
-    take: DeviceTake | None = None
+    take: Take | None = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ class Sidecar:
     source_rate_hz: list[int]
     source_channels: list[int]
     members: dict[str, MemberColumns]
-    take: list[DeviceTake]
-    """Empty for all kinds but `pedal`."""
+    take: list[Take]
+    """Empty for all kinds but `pedal` and `string`."""
 
     def __len__(self) -> int:
         return len(self.key)
 
     @property
     def split_texts(self) -> list[str]:
-        """What beside the audio decides what is trained on: the groups, and the takes of pedals."""
+        """What beside the audio decides what is trained on: the groups, and the takes."""
         return self.group + [take.as_text() for take in self.take]
 
     def sample(self, index: int) -> SampleEntry:
@@ -208,7 +208,7 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
             "source_channels": sidecar.source_channels,
             "members": members,
         }
-        | ({"take": [take.as_json() for take in sidecar.take]} if sidecar.kind == "pedal" else {})
+        | ({"take": [take.as_json() for take in sidecar.take]} if sidecar.kind in TAKE_PARSERS else {})
     )
 
 
@@ -245,10 +245,12 @@ def parse_sidecar(data: bytes, place: str) -> Sidecar:
         source_rate_hz=obj.integers("source_rate_hz", count, low=1),
         source_channels=obj.integers("source_channels", count, low=1),
         members=members,
-        take=[parse_take(item) for item in obj.list_of_objects("take")] if kind == "pedal" else [],
+        take=[TAKE_PARSERS[kind](item) for item in obj.list_of_objects("take")]
+        if kind in TAKE_PARSERS
+        else [],
     )
     obj.done()
-    if kind == "pedal" and len(sidecar.take) != count:
+    if kind in TAKE_PARSERS and len(sidecar.take) != count:
         raise obj.error(f"has {len(sidecar.take)} values in `take`; needed {count}")
     _check_layout(sidecar, obj)
     return sidecar

@@ -1,13 +1,18 @@
-"""What is known about one recording of a device: its settings, and how dry and wet fit together."""
+"""What is known about one recording of a device: its settings, and how dry and wet fit together.
+
+`Take` is that or its counterpart for a note of a string.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from data_shards.notes import NoteTake, parse_note
 from data_shards.strict_json import MAX_INTEGER, JsonObject
 
 TRAIN_SIDE, VALID_SIDE, TEST_SIDE = "train", "valid", "test"
@@ -104,3 +109,9 @@ def without_lag(dry: np.ndarray, wet: np.ndarray, lag_samples: int) -> tuple[np.
     frames = len(dry) - abs(lag_samples)
     first = max(-lag_samples, 0)
     return dry[first : first + frames], wet[first + lag_samples : first + lag_samples + frames]
+
+
+Take = DeviceTake | NoteTake
+"""What a sidecar keeps of a recording beside its audio."""
+TAKE_PARSERS: dict[str, Callable[[JsonObject], Take]] = {"pedal": parse_take, "string": parse_note}
+"""By kind; other kinds have no takes."""

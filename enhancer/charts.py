@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from enhancer.signal.average_spectrum import LOWEST_HZ, band_levels
+from enhancer.signal.decay import OCTAVE_CENTRES_HZ, Levels, audible_bands, octave_levels, window_samples
 from enhancer.signal.stft import Stft
 
 EXCESS_FROM_HZ = 10_000.0
@@ -22,6 +23,8 @@ OVERLAY_SECONDS = 0.025
 SPECTROGRAM_FLOOR_DB = -90.0
 SHOWN_BELOW_LOUDEST_DB = 90.0
 MOST_DIFFERENCE_DB = 40.0
+SHOWN_BAND_DB = 50.0
+"""Bands of a decay that begin further below the loudest one are not drawn."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -154,6 +157,34 @@ def difference_chart(estimates: Sequence[Wave], target: Tensor, rate_hz: int) ->
         "Estimate against target", "frequency (Hz)", "estimate - target (dB)", lines, is_log_x=True,
         x_range=_octaves(rate_hz), y_range=(-limit, limit), shaded_from=EXCESS_FROM_HZ, zero_line=True,
     )  # fmt: skip
+
+
+def decay_charts(waves: Sequence[Wave], rate_hz: int) -> list[Chart]:
+    """Level of each wave over time: of all of it, and of each octave band that the target can be heard in.
+
+    Waves [T] of one length; the target is one of them. None where they are too short for a decay to be told.
+    """
+    if min(wave.samples.shape[-1] for wave in waves) < 2 * window_samples(rate_hz):
+        return []
+    ordered = sorted(waves, key=lambda wave: wave.tone != "target")
+    levels = octave_levels(torch.stack([wave.samples.detach().cpu() for wave in ordered]), rate_hz)
+    target = Levels(levels.band_db[:1], levels.whole_db[:1], levels.hop_seconds)
+    is_shown = audible_bands(target, SHOWN_BAND_DB)[0].bool().tolist()
+    curves = [("Decay", levels.whole_db)]
+    for band, centre in enumerate(OCTAVE_CENTRES_HZ):
+        if is_shown[band]:
+            curves.append((f"Decay in the octave around {centre:g} Hz", levels.band_db[:, band]))
+    return [_decay_chart(title, ordered, level_db, levels.hop_seconds) for title, level_db in curves]
+
+
+def _decay_chart(title: str, waves: Sequence[Wave], level_db: Tensor, hop_seconds: float) -> Chart:
+    heights: Array = level_db.cpu().double().numpy()
+    seconds = np.arange(heights.shape[1], dtype=np.float64) * hop_seconds
+    lines = [Line(wave.name, wave.tone, seconds, row) for wave, row in zip(waves, heights, strict=True)]
+    known = heights[np.isfinite(heights)]
+    top = float(known.max()) if len(known) else 0.0
+    bottom = max(float(known.min()) if len(known) else 0.0, top - SHOWN_BELOW_LOUDEST_DB)
+    return Chart(title, "time (s)", "level (dB)", lines, y_range=(bottom - 3, top + 3))
 
 
 def spectrograms(waves: Sequence[Wave], rate_hz: int) -> Spectrograms:

@@ -47,6 +47,7 @@ class HParams:
     pair_dir: Annotated[CorpusPlace | None, Field(description="corpus of ready-made input/target pairs")] = (
         None
     )
+    note_dir: Annotated[CorpusPlace | None, Field(description="corpus of single notes of strings")] = None
     load_fg_only: Annotated[
         bool, Field(description="no background and no room: only the distortions are learned away")
     ] = False
@@ -183,6 +184,13 @@ class HParams:
             "phase of starting for so long",
         ),
     ] = 1200.0
+    comm_timeout_seconds: Annotated[
+        PositiveFloat,
+        Field(
+            description="longest wait of a rank for the others before the run fails, such as for rank 0, which "
+            "alone draws the pictures of an evaluation"
+        ),
+    ] = 1800.0
 
     def __post_init__(self) -> None:
         if self.win_size > self.n_fft:

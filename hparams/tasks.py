@@ -277,7 +277,124 @@ class ContextHParams:
         return round(self.context_ms * rate_hz / 1000)
 
 
+StringControl = Literal["f0", "velocity", "position", "t60"]
+
+
+@dataclass(frozen=True)
+class StringHParams:
+    """Task `string`: a plucked string as a feedback delay whose loop gain a small network learns from single notes."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["string"] = "string"
+    loop: Annotated[
+        Literal["bounded", "free"],
+        Field(
+            description="bounded: the loop never gains, by construction; free: an unconstrained network, for comparison"
+        ),
+    ] = "bounded"
+    num_layers: Annotated[int, Field(ge=0, le=2, description="hidden tanh layers; 0 is a linear filter")] = 2
+    hidden_size: Annotated[int, Field(ge=1, le=256, description="units of each of them")] = 64
+    controls: Annotated[
+        tuple[StringControl, ...],
+        Field(
+            description="what the model is told of a note; t60 is its measured decay in each octave band, without "
+            "which the decay is guessed from the others"
+        ),
+    ] = ("f0", "velocity", "position", "t60")
+    symmetry: Annotated[
+        Literal["odd", "augment", "none"],
+        Field(
+            description="f(-x) = -f(x) by construction, from negated copies (every other draw), or not at all"
+        ),
+    ] = "odd"
+    has_quarter_taps: Annotated[
+        bool, Field(description="the network also hears taps a quarter of a period ago")
+    ] = False
+    has_decay_state: Annotated[
+        bool,
+        Field(
+            description="the network also hears how far the note has decayed and how fast, against its average"
+        ),
+    ] = True
+    history_seconds: Annotated[
+        PositiveFloat,
+        Field(
+            description="start of each window that fills the delay line: two periods of the lowest f0 or more"
+        ),
+    ] = 0.05
+    rollout_periods: Annotated[
+        tuple[Positive, Positive],
+        Field(
+            description="feedback periods that the loop runs on its own output, at the first draw and at the end"
+        ),
+    ] = (8, 400)
+    rollout_draws: Annotated[
+        NonNegative, Field(description="draws over which they grow, by equal factors; 0: at the end at once")
+    ] = 4000
+    is_level_balanced: Annotated[
+        bool,
+        Field(
+            description="windows are drawn evenly over the levels of a note, in dB, rather than over its time"
+        ),
+    ] = True
+    folds: Annotated[
+        int, Field(ge=2, description="into how many parts the notes are split, evenly over instruments")
+    ] = 5
+    held_out_fold: Annotated[NonNegative, Field(description="the part that only validates")] = 0
+    mse_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the mean squared error over the target's energy")
+    ] = 0.0
+    l1_weight: Annotated[NonNegativeFloat, Field(description="weight of the relative L1 error")] = 0.1
+    gain_weight: Annotated[
+        NonNegativeFloat,
+        Field(description="weight of the penalty on energy that grows from period to period"),
+    ] = 0.0
+    stft_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss; 44.1 kHz only")
+    ] = 0.1
+    decay_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the error of the decay curves, dB per octave band")
+    ] = 1.0
+    valid_seconds: Annotated[
+        PositiveFloat, Field(description="how long each validation note runs on its own, at most")
+    ] = 4.0
+
+    def __post_init__(self) -> None:
+        first, last = self.rollout_periods
+        if first > last:
+            raise ValueError(
+                f"task.rollout_periods is ({first}, {last}); needed first <= last, such as (8, 400)"
+            )
+        if len(set(self.controls)) != len(self.controls):
+            raise ValueError(f"task.controls {list(self.controls)} names one twice; name each once")
+        if "f0" not in self.controls:
+            raise ValueError(
+                f"task.controls {list(self.controls)} is without f0, which every loop needs; add f0"
+            )
+        if self.held_out_fold >= self.folds:
+            raise ValueError(
+                f"task.held_out_fold {self.held_out_fold} is not below task.folds {self.folds}; lower it"
+            )
+        weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
+        if not any(weights.values()):
+            raise ValueError(
+                f"{', '.join(f'task.{name}' for name in weights)} are all 0, so nothing would be learned; "
+                "set one above 0"
+            )
+
+    def check(self, run: HParams) -> None:
+        """Raises ValueError where a value does not go with one of the run."""
+        if self.history_seconds >= run.training_seconds:
+            raise ValueError(
+                f"task.history_seconds {self.history_seconds:g} leaves nothing of a window of training_seconds "
+                f"{run.training_seconds:g}; lower it or raise training_seconds"
+            )
+
+
 DeviceHParams = PedalHParams | ContextHParams
 """Tasks that learn a device from a corpus of dry/wet pairs."""
 DEVICE_TASKS = tuple(task.name for task in (PedalHParams, ContextHParams))
-TaskHParams = Annotated[DenoiseHParams | PedalHParams | ContextHParams, Field(discriminator="name")]
+TaskHParams = Annotated[
+    DenoiseHParams | PedalHParams | ContextHParams | StringHParams, Field(discriminator="name")
+]

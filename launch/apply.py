@@ -2,6 +2,7 @@
 
 Input and output may be folders, which are walked; rate, length, channels and sample format of each file are kept.
 A file of a folder that fails is named with its reason and the others are done; the exit code is then 2.
+A string has no input: python launch/apply.py --run runs/string_real --excite pluck.wav --f0 82.4 --output e2.wav
 Needs only the run's hparams.yaml and safetensors, and neither DeepSpeed nor the corpora.
 """
 
@@ -30,7 +31,7 @@ from enhancer.inference import (
 )
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
-from hparams.tasks import DeviceHParams
+from hparams.tasks import DenoiseHParams, DeviceHParams
 from launch.common import (
     checkpoint_folder,
     choose_device,
@@ -38,8 +39,8 @@ from launch.common import (
     reports_user_errors,
     require_plausible,
 )
+from launch.pluck import AUDIO_SUFFIXES, add_pluck_arguments, check_pluck_options, pluck_to_file
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 BLOCK_SECONDS = 10.0
 MAX_BLOCK_VALUES = 1 << 23
 EXIT_USER = 2
@@ -67,11 +68,21 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"--chunk-seconds is {args.chunk_seconds}; needed a length above 0, such as {CHUNK_SECONDS:g}"
         )
-    jobs = plan(args.input, args.output)
+    is_pluck = args.input is None
+    check_pluck_options(args)
+    jobs = [] if is_pluck else plan(args.input, args.output)
     run = load_run(args.run, choose_device(args.device), checkpoint_folder(args.run, args.checkpoint))
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
+    if is_pluck != (run.hp.task.name == "string"):
+        raise UserError(
+            f"{args.run} holds a {run.hp.task.name} model, which is run over audio: give --input IN.wav"
+            if is_pluck
+            else f"{args.run} holds a string, which is plucked: give --excite PLUCK.wav --f0 HZ in place of --input"
+        )
     print(f"{run.hp.task.name} model of {args.run}, {run.checkpoint.name}, {run.hp.wav_rate} Hz", flush=True)
+    if is_pluck:
+        return pluck_to_file(run, args)
     knobs = knob_values(getattr(run.hp.task, "knobs", ()), args.knob)
     num_failed = apply_to_all(run, jobs, args.chunk_seconds, knobs, goes_on=args.input.is_dir())
     return EXIT_USER if num_failed else 0
@@ -88,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--input",
         type=Path,
-        required=True,
         help="audio file, or a folder that is walked; a file that fails is named and passed over",
     )
     parser.add_argument(
@@ -105,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a knob of a device model; repeat for each",
     )
+    add_pluck_arguments(parser)
     return parser
 
 
@@ -236,6 +247,7 @@ def _processed(
         # What a device makes of a signal depends on its level, so that stays.
         model = StatefulModel(run.module, knobs, device)
     else:
+        assert isinstance(run.hp.task, DenoiseHParams), run.hp.task
         gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
         model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
     scaled = (block * gain for block in _blocks(source, info.samplerate))

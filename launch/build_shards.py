@@ -1,4 +1,4 @@
-"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,pedal,verify} ...
+"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,pedal,string,verify} ...
 
 Running the same command again goes on where a build stopped. Exit codes: 0 done, 2 wrong input or damage found,
 75 stopped by Ctrl-C or SIGTERM (run again to go on).
@@ -21,6 +21,7 @@ from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus, knob
 from data_shards.plan import Report
 from data_shards.verify import verify_corpus
 from hparams.errors import UserError
+from launch.notes import NOTES_HELP, NOTES_MORE, add_note_arguments, note_options, print_notes
 
 EXIT_USER = 2
 EXIT_STOPPED = 75
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         with _sigterm_as_interrupt():
             if args.command == "verify":
                 return _verify(args.folder)
-            return _build_pedal(args) if args.command == "pedal" else _build(args)
+            build = {"pedal": _build_pedal, "string": _build_string}.get(args.command, _build)
+            return build(args)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_build_arguments(commands.add_parser(kind, help=text, description=text), kind)
     _add_pedal_arguments(
         commands.add_parser("pedal", help=PEDAL_HELP, description=f"{PEDAL_HELP}. {PEDAL_MORE}")
+    )
+    add_note_arguments(
+        commands.add_parser("string", help=NOTES_HELP, description=f"{NOTES_HELP}. {NOTES_MORE}")
     )
     verify = commands.add_parser("verify", help="read every byte of a corpus and name what is damaged")
     verify.add_argument("folder", type=Path)
@@ -229,6 +234,19 @@ def _build_pedal(args: argparse.Namespace) -> int:
     print(_summary(built.result, time.monotonic() - started))
     for imported in built.pairs:
         print(f"  {imported.summary}")
+    return 0
+
+
+def _build_string(args: argparse.Namespace) -> int:
+    # Listening to notes takes torch, which the other kinds need not wait for.
+    from data_shards.string_notes import build_string_corpus
+
+    options = note_options(args)
+    started = time.monotonic()
+    with _progress() as report:
+        built = build_string_corpus(args.input, args.output, options, report=report)
+    print_notes(built)
+    print(_summary(built.result, time.monotonic() - started))
     return 0
 
 

@@ -59,6 +59,10 @@ def open_data(hp: HParams, **place: Any) -> Any:
                 "two out of --set"
             )
         return stream
+    if hp.task.name == "string":
+        from data_shards.string_stream import open_string_stream
+
+        return open_string_stream(hp, **place)
     from data_shards.stream import open_stream
 
     return open_stream(hp, **place)

@@ -2,6 +2,7 @@
 
     python launch/demo_corpora.py [--data data] [--seed 0] [--rate 44100]
     python launch/demo_corpora.py --kind pedal          # data/pedal: guitar through a simulated overdrive
+    python launch/demo_corpora.py --kind string         # data/string: synthetic Karplus-Strong tones
 
 Takes about ten seconds on one core. A corpus that is already there is left as it is, whoever built it.
 """
@@ -16,12 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_shards.build import build_corpus
+from data_shards.build import build_corpus, no_report
 from data_shards.dataset import DATASET_NAME
+from data_shards.note_options import StringOptions, read_note_list
 from data_shards.options import BuildOptions
 from data_shards.pedal import PedalOptions, build_pedal_corpus, read_pairs
+from data_shards.string_notes import build_string_corpus
 from data_shards.synthetic import write_demo_audio
 from data_shards.synthetic_device import write_device_pairs
+from data_shards.synthetic_string import CSV_NAME, NUM_NOTES, write_string_notes
 from launch.common import reports_user_errors
 
 KINDS = ("fg", "bg", "rir")
@@ -35,11 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other voices, noises and rooms")
     parser.add_argument("--rate", type=int, default=44_100, help="sample rate in Hz")
     parser.add_argument(
-        "--kind", choices=("mix", "pedal"), default="mix",
-        help="mix: fg, bg and rir for the main job; pedal: dry/wet pairs of a simulated device (%(default)s)",
+        "--kind", choices=("mix", "pedal", "string"), default="mix",
+        help="mix: fg, bg and rir for the main job; pedal: dry/wet pairs of a simulated device; string: single notes "
+        "of known decay (%(default)s)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    write = write_demo_pedal if options.kind == "pedal" else write_demo_corpora
+    write = {"pedal": write_demo_pedal, "string": write_demo_string}.get(options.kind, write_demo_corpora)
     write(options.data, seed=options.seed, rate_hz=options.rate)
     return 0
 
@@ -59,6 +64,27 @@ def write_demo_pedal(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> Non
     # Nothing is late in a simulation, and what its filters delay is the model's to learn.
     build_pedal_corpus(read_pairs(audio / "pairs.csv"), output, PedalOptions(align="off"))
     _say(f"demo corpus written to {output} in {time.monotonic() - start:.0f} s")
+
+
+def write_demo_string(
+    data: Path, *, seed: int = 0, rate_hz: int = 44_100, num_notes: int = NUM_NOTES
+) -> None:
+    """Make `data`/string if it is not there. Raises: UserError, OSError."""
+    output = data / "string"
+    if (output / DATASET_NAME).is_file():
+        print(f"{output} is there already and stays as it is")
+        return
+    start = time.monotonic()
+    _say("plucking synthetic strings")
+    audio = data / f"demo-string-{rate_hz}hz-seed{seed}"
+    if not audio.is_dir():
+        with _whole_folder(audio) as unfinished:
+            write_string_notes(unfinished, seed=seed, rate_hz=rate_hz, report=no_report, num_notes=num_notes)
+    _say(f"building {output}")
+    known = read_note_list(audio / CSV_NAME)
+    options = StringOptions(rate_hz=rate_hz, known=known, max_reject=0.0)
+    built = build_string_corpus([audio], output, options)
+    _say(f"{len(built.notes)} notes written to {output} in {time.monotonic() - start:.0f} s")
 
 
 def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> None:

@@ -2,7 +2,8 @@
 
 The list depends on the run's hyper-parameters and corpora alone, so two runs with the same corpora are judged alike.
 A model of a device is judged on the stretch that was kept for a test with `--split test`, or on pairs of files of its
-own with `--files FOLDER`; how fast it plays in blocks is told too.
+own with `--files FOLDER`; how fast it plays in blocks is told too. Of a string the failures are called by their names,
+and the hardest notes listed.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from enhancer.engine.evaluate import Interval, Row, summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.metrics import esr_grade
 from enhancer.realtime import real_time_factors
+from enhancer.string_metrics import named_failures
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
 from hparams.place import corpus_place
 from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, choose_device, knob_values, open_data, reports_user_errors
 from launch.grades import FileGrade, device_player, find_file_pairs, grade_pairs
+from launch.string_rows import print_string_rows
 
 BATCH_SIZE = 4
 PROGRESS_SECONDS = 5.0
-CORPUS_FIELDS = ("fg_dir", "bg_dir", "rir_dir", "pair_dir")
+CORPUS_FIELDS = ("fg_dir", "bg_dir", "rir_dir", "pair_dir", "note_dir")
 EXIT_USER = 2
 
 
@@ -54,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
     hp = replace(run.hp, **{name: getattr(args, name) for name in CORPUS_FIELDS if getattr(args, name)})
     place: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0}
+    is_string = hp.task.name == "string"
     if isinstance(hp.task, DeviceHParams):
         place["judged_side"] = args.split
     elif args.split != "valid":
@@ -75,11 +79,21 @@ def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
         if "esr" in row:
             names = " -> ".join(stream.item_sources(int(row["item"])).values())
             print(f"{names}: ESR {row['esr']:.4f}, {esr_grade(row['esr'])}")
+    if is_string:
+        notes = [stream.item_sources(int(row["item"]))["note"] for row in rows]
+        print_string_rows(rows, notes, run.task.best_metric)
     record: dict[str, Any] = {
         "fingerprint": stream.fingerprint,
         "split": args.split,
         "summary": _as_values(summary),
-        "items": [{**_finite(row), "sources": stream.item_sources(int(row["item"]))} for row in rows],
+        "items": [
+            {
+                **_finite(row),
+                **({"failures": named_failures(row)} if is_string else {}),
+                "sources": stream.item_sources(int(row["item"])),
+            }
+            for row in rows
+        ],
     }
     _finish(run, args.json, record)
     return 0

@@ -30,7 +30,7 @@ from hparams.place import corpus_place
 from launch.common import choose_device, open_data, reports_user_errors
 
 BATCH_SIZE = 4
-CORPUS_FIELDS = ("fg_dir", "bg_dir", "rir_dir", "pair_dir")
+CORPUS_FIELDS = ("fg_dir", "bg_dir", "rir_dir", "pair_dir", "note_dir")
 DEFAULT_NAME = "report.html"
 
 

@@ -22,9 +22,10 @@ from enhancer.engine.folder_lock import FolderTakenError
 from hparams.errors import UserError
 from hparams.sweep import SEED, Sweep, read_sweep, short_names
 from launch.common import reports_user_errors
+from launch.slurm_job import read_parameters
 from launch.sweep_local import STOPPED, train_here
 from launch.sweep_members import DIVERGED, FAILED, Planned, plan, progress_of
-from launch.sweep_slurm import read_parameters, train_on_cluster
+from launch.sweep_slurm import train_on_cluster
 from launch.sweep_statistics import TESTS, require_scipy
 from launch.train import load_for_corpus
 

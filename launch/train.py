@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
-    """The hyper-parameters; a device's rate and knobs are those of its corpus unless `overrides` say otherwise.
+    """The hyper-parameters; rate and knobs are those of a device's or string's corpus unless `overrides` say more.
 
     What a configuration of Automated-GuitarAmpModelling was read as is told on stderr.
     """
@@ -111,7 +111,9 @@ def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
 
     corpus = _device_corpus(preset, overrides)
     recordings = None
-    if corpus is not None:
+    if corpus is not None and corpus.kind == "string":
+        overrides = [f"wav_rate={corpus.rate_hz}", *overrides]
+    elif corpus is not None:
         from hparams.agam import Recordings
 
         knobs = tuple(corpus.takes[0].knobs)
@@ -131,38 +133,41 @@ def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:
 
 
 def _device_corpus(preset: str, overrides: Sequence[Override]) -> Corpus | None:
-    """The corpus of a device to learn; None for other tasks, and where there is none yet.
+    """The corpus of a device or a string to learn; None for other tasks, and where there is none yet.
 
     Looked for before the values are checked, for what is possible depends on its rate.
     """
-    place = _device_place(preset, overrides)
-    if place is None or _is_missing(place):
+    sought = _device_place(preset, overrides)
+    if sought is None or _is_missing(sought[0]):
         return None  # What is not there is told of when the data are opened.
     from data_shards.corpus import Corpus
 
-    return Corpus.open(place, "pedal")
+    return Corpus.open(*sought)
 
 
 def _blame_missing_corpus(preset: str, overrides: Sequence[Override], error: UserError) -> None:
     """Raises UserError with `error` after the corpus, where that is not there: its rate may be all that is wrong."""
-    place = _device_place(preset, overrides)
-    if place is not None and _is_missing(place):
+    sought = _device_place(preset, overrides)
+    if sought is not None and _is_missing(sought[0]):
         from data_shards.corpus import Corpus
 
         try:
-            Corpus.open(place, "pedal")
+            Corpus.open(*sought)
         except UserError as missing:
             raise UserError(f"{missing}\nThe values were checked without its rate: {error}") from error
 
 
-def _device_place(preset: str, overrides: Sequence[Override]) -> Path | str | None:
-    """Where the corpus of a device to learn should be; None for other tasks."""
+def _device_place(preset: str, overrides: Sequence[Override]) -> tuple[Path | str, str] | None:
+    """Where the corpus of a device or a string to learn should be, and its kind; None for other tasks."""
     from hparams.load import peek
     from hparams.place import corpus_place
     from hparams.tasks import DEVICE_TASKS
 
-    task, given = peek(preset, overrides, ("task.name", "pair_dir"))
-    return corpus_place(given) if task in DEVICE_TASKS and isinstance(given, str) else None
+    task, pairs, notes = peek(preset, overrides, ("task.name", "pair_dir", "note_dir"))
+    given, kind = (notes, "string") if task == "string" else (pairs, "pedal")
+    if task not in (*DEVICE_TASKS, "string") or not isinstance(given, str):
+        return None
+    return corpus_place(given), kind
 
 
 def _is_missing(place: Path | str) -> bool:

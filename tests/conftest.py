@@ -12,7 +12,9 @@ from jaxtyping import install_import_hook
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before anything imports them: every annotation of these packages is checked at every call, in tests only.
-install_import_hook(["enhancer.signal", "enhancer.losses", "enhancer.metrics"], "beartype.beartype")
+install_import_hook(
+    ["enhancer.signal", "enhancer.losses", "enhancer.metrics", "enhancer.string_metrics"], "beartype.beartype"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ ALLOWED = {
     "enhancer.losses": {"enhancer.signal"},
     "enhancer.models": {"enhancer.signal"},
     "enhancer.metrics": {"enhancer.signal"},
+    "enhancer.string_metrics": {"enhancer.signal"},
     "enhancer.charts": {"enhancer.signal"},
     "enhancer.engine": {"hparams"},
     "enhancer.tasks": {
@@ -28,12 +29,14 @@ ALLOWED = {
         "enhancer.charts",
         "enhancer.metrics",
         "enhancer.signal",
+        "enhancer.string_metrics",
         "hparams",
     },
     "enhancer.report": {
         "enhancer.charts",
         "enhancer.engine",
         "enhancer.metrics",
+        "enhancer.string_metrics",
         "enhancer.tasks",
         "hparams",
     },
@@ -47,7 +50,7 @@ ALLOWED = {
     },
     "enhancer.realtime": set(),
     "enhancer.export": {"enhancer.models", "hparams"},
-    "data_shards": {"hparams"},
+    "data_shards": {"enhancer.signal", "hparams"},
     "launch": {"enhancer.*", "data_shards", "hparams"},
 }
 HEAVY = ("deepspeed", "accelerate", "tensorboard", "matplotlib", "rich", "pyroomacoustics", "scipy", "soxr")

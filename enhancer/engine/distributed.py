@@ -6,7 +6,8 @@ are pickled between ranks of one job, never read from a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,13 +18,49 @@ from hparams.errors import UserError
 
 T = TypeVar("T")
 
-# Rank 0 alone draws figures and checks checksums of large files while the others wait for it.
+# Machines may start minutes apart, and rank 0 alone checks checksums of large files while the others wait for it.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+# What gloo says of another rank that is gone, or of one that it hears nothing of.
+_LOST = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+class RanksLost(RuntimeError):
+    """Another rank is gone or cannot be reached; the text says what was seen from here."""
 
 
 def is_running() -> bool:
     """Whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def waits_limited(seconds: float) -> Iterator[None]:
+    """After it, a collective of the run or of a group that was made inside it fails when it takes `seconds`."""
+    from torch.distributed import distributed_c10d
+
+    groups = distributed_c10d._world.pg_map
+    before = set(groups)
+    yield
+    if not is_running():
+        return
+    for group in {dist.group.WORLD, *(set(groups) - before)}:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether `error` of a collective says that another rank is gone or cannot be reached."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
+
+
+def lost(error: BaseException, seconds: float) -> RanksLost:
+    """What `error`, of which `is_lost` holds, means for a run whose waits are limited to `seconds`."""
+    first_line = str(error).splitlines()[0]
+    return RanksLost(
+        f"rank {rank()} has lost another rank: its process or machine is gone, or the network between them, or it kept "
+        f"this one waiting for longer than comm_timeout_seconds={seconds:g}. The same command goes on from the last "
+        f"checkpoint. Seen here: {first_line}"
+    )
 
 
 def rank() -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 PARENT_VARIABLE = "WAVEWRIGHT_PARENT"
 """Set by a sweep for its members: its process id."""
+NODE_VARIABLE = "WAVEWRIGHT_NODE"
+"""Set by `launch/node.py`, which stands above the `deepspeed` command."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,16 @@ def detect() -> Launch:
     """Tell the `deepspeed` launcher, torchrun, `accelerate launch`, a sweep and a plain start apart.
 
     torchrun (which `accelerate launch` uses for several processes) names its run; DeepSpeed's launch.py sets
-    CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks.
+    CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks; above that may be
+    `launch/node.py`.
     """
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" in environment:
         size = int(environment["LOCAL_WORLD_SIZE"])
         return Launch("accelerate", size, 1, _has_user_threads())
     if {"RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"} <= environment.keys():
-        return Launch("deepspeed", int(environment["LOCAL_SIZE"]), 2, _has_user_threads())
+        num_ancestors = 3 if NODE_VARIABLE in environment else 2
+        return Launch("deepspeed", int(environment["LOCAL_SIZE"]), num_ancestors, _has_user_threads())
     if "ACCELERATE_MIXED_PRECISION" in environment:
         return Launch("accelerate", 1, 1, _has_user_threads())
     has_threads = "OMP_NUM_THREADS" in environment
@@ -70,3 +74,28 @@ def set_threads(launch: Launch) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // launch.local_world_size))
+
+
+def visible_devices() -> list[int] | None:
+    """The GPUs that the machine's scheduler has left to this process, by number; None where it names none so."""
+    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [int(word) for word in words] if all(word.strip().isdigit() for word in words) else None
+
+
+def node_environment(interface: str | None) -> dict[str, str]:
+    """For what `launch/node.py` starts: that it did, and the network `interface` to talk over where one is given."""
+    named = {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return {NODE_VARIABLE: "1", **named}
+
+
+def slurm_place() -> tuple[int, str, int]:
+    """(number of this node in its Slurm job, address of the first node, the job's id), inside a task of srun.
+
+    The address is the one srun was called from, which is the first node: node names need not resolve.
+    """
+    environment = os.environ
+    return (
+        int(environment["SLURM_NODEID"]),
+        environment["SLURM_LAUNCH_NODE_IPADDR"],
+        int(environment["SLURM_JOB_ID"]),
+    )

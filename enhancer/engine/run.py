@@ -23,7 +23,7 @@ METRICS = "metrics.jsonl"
 # These do not change what is learned. Of the corpora only the place may change: every checkpoint holds their
 # fingerprint. max_steps, and on a plateau eval_every, bend the rest of the learning rate, as asked for.
 MAY_CHANGE = {
-    *("nj", "log_every", "eval_every", "save_every", "data_timeout_seconds"),
+    *("nj", "log_every", "eval_every", "save_every", "data_timeout_seconds", "comm_timeout_seconds"),
     *("hang_timeout_seconds", "stall_timeout_seconds"),
     *("keep_checkpoints", "keep_every_steps", "async_checkpoints", "checkpoint_copy_url"),
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),

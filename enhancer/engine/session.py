@@ -36,7 +36,7 @@ from hparams.errors import UserError
 from hparams.fields import flat_values
 from hparams.schema import HParams
 
-EXIT_USER = 2
+EXIT_FAILED, EXIT_USER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return EXIT_USER
+    except distributed.RanksLost as error:
+        # Each machine has a log of its own.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
 
 
 def leave(code: int) -> NoReturn:
@@ -152,6 +156,10 @@ class _Session:
                 raise
             except BaseException as error:
                 watch.wait_for_cause()
+                if distributed.is_lost(error):
+                    lost = distributed.lost(error, self.hp.comm_timeout_seconds)
+                    run.status("failed", run.step, str(lost))
+                    raise lost from error
                 run.status("failed", run.step, f"{type(error).__name__}: {error}")
                 raise
 
@@ -171,7 +179,8 @@ class _Session:
         # The same weights on all ranks; what is drawn while training differs between them.
         torch.manual_seed(hp.seed)
         is_fresh = checkpoint is None
-        task, stream, backend = distributed.together(lambda: self._open(place, is_fresh=is_fresh))
+        with distributed.waits_limited(hp.comm_timeout_seconds):
+            task, stream, backend = distributed.together(lambda: self._open(place, is_fresh=is_fresh))
         torch.manual_seed(hp.seed + place.rank)
         checkpoints.record.update(
             task=task.name,
@@ -254,6 +263,8 @@ def _wait_for_writes(
     checkpoints: Checkpoints, kind: type[BaseException] | None, error: BaseException | None, trace: Any
 ) -> None:
     """Let a save that is under way come to its end before the process does; `error` is what ends the run."""
+    if distributed.is_lost(error):
+        return  # It waits for the lost ones too; the next start removes what it leaves.
     try:
         checkpoints.finish()
     except (UserError, OSError, RuntimeError) as failure:

@@ -15,6 +15,7 @@ from enhancer.charts import Wave, moments, overlay_samples
 from enhancer.report.record import RunRecord, number
 
 EXCERPT_SECONDS = 5.0
+DECAY_SECONDS = 8.0
 _SOUND = re.compile(r"(\d+)_(\w+)\.wav")
 
 
@@ -67,8 +68,13 @@ class Example:
         ]
 
     def excerpt(self) -> tuple[int, int]:
-        """First sample and length of what is played: all, or EXCERPT_SECONDS around the worst of the first run."""
+        """First sample and length of what is played: all, or EXCERPT_SECONDS around the worst of the first run.
+
+        Of a string the first DECAY_SECONDS."""
         rate_hz, length = self.first.rate_hz, self.target.shape[-1]
+        if self.first.run.hp.task.name == "string":
+            # A decay is heard from its start on.
+            return 0, min(length, round(DECAY_SECONDS * rate_hz))
         count = min(length, round(EXCERPT_SECONDS * rate_hz))
         near = overlay_samples(rate_hz)
         worst = moments(self.first.waves["estimate"], self.target, near)["worst"] + near // 2

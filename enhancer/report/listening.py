@@ -5,6 +5,7 @@ from __future__ import annotations
 from enhancer.charts import (
     EXCESS_FROM_HZ,
     Wave,
+    decay_charts,
     difference_chart,
     moments,
     overlay_chart,
@@ -27,10 +28,11 @@ def example_section(example: Example) -> Markup:
     cut = [Wave(wave.name, wave.tone, wave.samples[start : start + count]) for wave in example.waves()]
     whole_seconds = example.target.shape[-1] / first.rate_hz
     seconds, at = count / first.rate_hz, start / first.rate_hz
+    around = "" if first.run.hp.task.name == "string" else ", around the worst moment"
     said = (
         f"All {whole_seconds:.1f} s."
         if count == example.target.shape[-1]
-        else f"Sounds and spectrograms: {seconds:.1f} s from {at:.1f} s on, around the worst moment; all else: the "
+        else f"Sounds and spectrograms: {seconds:.1f} s from {at:.1f} s on{around}; all else: the "
         f"whole {whole_seconds:.1f} s."
     )
     said += " Estimates: " + "; ".join(f"{each.run.name} {each.origin}" for each in example.heard) + "."
@@ -40,6 +42,7 @@ def example_section(example: Example) -> Markup:
         _values(example),
         element("p", said, class_="note"),
         _players(cut, first.rate_hz),
+        _decays(example),
         _responses(example),
         _overlays(example),
         class_="example",
@@ -82,6 +85,15 @@ def _players(waves: list[Wave], rate_hz: int) -> Markup:
 def _clipped(wave: Wave) -> str:
     share = float((wave.samples.abs() > 1).double().mean())
     return f"{100 * share:.2g} % beyond full scale, clipped here" if share else ""
+
+
+def _decays(example: Example) -> Markup | None:
+    """How a string's target and estimates die away, whole and in octave bands; nothing for other tasks."""
+    if example.first.run.hp.task.name != "string":
+        return None
+    waves = [Wave("target", "target", example.target), *example.estimates()]
+    charts = decay_charts(waves, example.first.rate_hz)
+    return element("div", [svg.figure(chart) for chart in charts], class_="figures three")
 
 
 def _responses(example: Example) -> Markup:

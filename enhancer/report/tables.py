@@ -10,6 +10,7 @@ from enhancer.report import words
 from enhancer.report.markup import Markup, element
 from enhancer.report.record import RunRecord, metric_names, number, summary_of
 from enhancer.report.svg import tone_class
+from enhancer.string_metrics import named_failures
 from hparams.fields import flat_values, rows
 
 MOST_ROWS = 500
@@ -60,14 +61,14 @@ def items_table(run: RunRecord, names_of_items: Mapping[int, str]) -> Markup:
         value = sign * number(row.get(run.best_metric))
         return value == value, value
 
-    has_grade = "esr" in names
+    has_words = "esr" in names or "num_failures" in names
     lines = []
     for row in sorted(run.rows, key=badness)[:MOST_ROWS]:
         item = int(row["item"])
         cells = [element("th", names_of_items.get(item, f"item {item}"), scope="row")]
         cells += [_cell(words.figure(number(row.get(name)))) for name in names]
-        if has_grade:
-            cells.append(element("td", esr_grade(number(row.get("esr")))))
+        if has_words:
+            cells.append(element("td", _in_words(row)))
         lines.append(element("tr", cells))
     foot = [element("th", f"mean of {len(run.rows)}", scope="row")]
     span = [element("th", "95 % interval", scope="row")]
@@ -75,9 +76,16 @@ def items_table(run: RunRecord, names_of_items: Mapping[int, str]) -> Markup:
         found = summary_of(run.best, name)
         foot.append(_cell(words.figure(number(found["mean"]))))
         span.append(_cell(f"{words.figure(number(found['low']))} … {words.figure(number(found['high']))}"))
-    blank = [element("td")] if has_grade else []
-    head = ["file", *(words.label(name) for name in names), *(["in words"] if has_grade else [])]
+    blank = [element("td")] if has_words else []
+    head = ["file", *(words.label(name) for name in names), *(["in words"] if has_words else [])]
     return table(head, [element("tr", foot + blank), element("tr", span + blank)], lines, is_long=True)
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    """The grade of a device, or the failures of a string."""
+    return (
+        esr_grade(number(row.get("esr"))) if "esr" in row else ", ".join(named_failures(row)) or "no failure"
+    )
 
 
 def differences_table(runs: list[RunRecord]) -> Markup:

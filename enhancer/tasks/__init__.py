@@ -3,9 +3,11 @@
 from enhancer.tasks.context import ContextTask
 from enhancer.tasks.denoise import DenoiseTask
 from enhancer.tasks.pedal import PedalTask
+from enhancer.tasks.string import StringTask
 
-TASKS: dict[str, type[DenoiseTask] | type[PedalTask] | type[ContextTask]] = {
+TASKS: dict[str, type[DenoiseTask] | type[PedalTask] | type[ContextTask] | type[StringTask]] = {
     "denoise": DenoiseTask,
     "pedal": PedalTask,
     "context": ContextTask,
+    "string": StringTask,
 }

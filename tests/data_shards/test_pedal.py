@@ -12,9 +12,10 @@ import pytest
 import soundfile
 from scipy.io import wavfile
 
+from data_shards.clipping import clipped_share
 from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
-from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus, clipped_share, read_pairs
+from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus, read_pairs
 from data_shards.reader import Reader
 from data_shards.verify import verify_corpus
 from launch.build_shards import main

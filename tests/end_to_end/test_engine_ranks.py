@@ -16,7 +16,18 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from ranks import alive, column, free_port, records, run_ranks, start_launcher, status, wait, wait_until
+from ranks import (
+    alive,
+    column,
+    free_port,
+    records,
+    run_ranks,
+    start_launcher,
+    start_ranks,
+    status,
+    wait,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
@@ -184,6 +195,29 @@ def test_a_killed_deepspeed_runner_leaves_a_saved_run_and_no_orphans(tmp_path):
     ended = wait(launcher)
     assert (status(run)["state"], status(run)["reason"]) == ("preempted", "the launcher is gone"), ended.text
     weights(run, status(run)["step"])
+
+
+@pytest.mark.parametrize(
+    ("backend", "values"), [("accelerate", ()), ("deepspeed", ("--set", "zero_stage=2"))]
+)
+def test_a_rank_that_does_not_answer_ends_the_run_in_time_with_the_reason(tmp_path, backend, values):
+    run = tmp_path / "run"
+    limit = ("--set", "comm_timeout_seconds=5")
+    processes = start_ranks(backend, 2, run, *HALF, *FOREVER, *values, *limit, "--step-seconds", "0.01")
+    try:
+        wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
+        processes[1].send_signal(signal.SIGSTOP)
+        ended = wait(processes[0])
+        processes[1].send_signal(signal.SIGCONT)
+        other = wait(processes[1])
+    finally:
+        for process in processes:
+            process.kill()
+    assert (ended.code, other.code) == (1, 1), ended.text + other.text
+    assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 1)
+    assert "longer than comm_timeout_seconds=5" in status(run)["reason"]
+    assert "error: rank 1 has lost another rank" in other.text
+    assert "Traceback" not in ended.text + other.text
 
 
 def test_sigterm_to_torchrun_is_a_saved_run(tmp_path):

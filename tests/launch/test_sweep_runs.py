@@ -20,6 +20,7 @@ import pytest
 
 from hparams.errors import UserError
 from launch import sweep_slurm
+from launch.slurm_job import TrainJob, read_parameters
 from launch.sweep import main
 from launch.sweep_local import train_here
 from launch.sweep_members import Planned
@@ -234,7 +235,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_a_sweep_is_one_array_with_the_parameters_given(tmp_path: Path, cluster: Cluster) -> None:
     members = stand_in(sweep_in(tmp_path)[1][:3], {1: "failed"}, 0.0)
-    parameters = sweep_slurm.read_parameters(["timeout_min=90", "slurm_partition=gpu", "gpus_per_node=1"])
+    parameters = read_parameters(["timeout_min=90", "slurm_partition=gpu", "gpus_per_node=1"])
     sweep_slurm.train_on_cluster(members, tmp_path / "out", parameters, 2)
     assert [len(array) for array in cluster.arrays] == [3]
     assert cluster.parameters == {
@@ -268,7 +269,7 @@ def test_jobs_that_still_wait_are_not_submitted_again(tmp_path: Path, cluster: C
 
 def test_before_its_time_is_up_a_job_saves_and_is_queued_again(tmp_path: Path, cluster: Cluster) -> None:
     (planned,) = stand_in(sweep_in(tmp_path)[1][:1], {}, 600.0)
-    job = sweep_slurm.TrainJob(planned.command, planned.folder / "train.log")
+    job = TrainJob(planned.command, planned.folder / "train.log")
     again: list[Any] = []
 
     def warn(number: int, frame: object) -> None:
@@ -303,7 +304,7 @@ def test_parameters_that_submitit_does_not_know_are_refused(
     tmp_path: Path, cluster: Cluster, texts: list[str], words: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        sweep_slurm.train_on_cluster([], tmp_path, sweep_slurm.read_parameters(texts), None)
+        sweep_slurm.train_on_cluster([], tmp_path, read_parameters(texts), None)
     assert words in str(refused.value)
 
 

@@ -13,6 +13,8 @@ import torch
 from data_shards.build import build_corpus
 from data_shards.options import BuildOptions
 from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus
+from data_shards.string_notes import build_string_corpus
+from data_shards.synthetic_string import KarplusString
 from enhancer.engine.evaluate import summarise
 from enhancer.engine.manifest import folder_name, write_manifest
 from enhancer.engine.monitor import Monitor
@@ -23,7 +25,7 @@ from enhancer.tasks import TASKS
 from hparams.fields import kinds
 from hparams.load import dump
 from hparams.schema import HParams
-from hparams.tasks import DenoiseHParams
+from hparams.tasks import DenoiseHParams, StringHParams
 from launch.common import open_data
 from launch.evaluate import evaluate
 from tests.data_shards import pedal_audio
@@ -72,7 +74,7 @@ def mix_corpora(root: Path, name: str = "voice") -> dict[str, Path]:
 def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     """A small run of `task`. `changes` go to the run, or to its task where it has such a field."""
     small = {"width": 2, "valid_items": 5, "valid_seconds": 0.5, "hidden_size": 4, "knobs": ("drive",)}
-    small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200}
+    small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200, "folds": 2}
     kind: type[Any] = kinds()[task]
     names = {each.name for each in dataclasses.fields(kind)}
     own = kind(**{name: value for name, value in {**small, **changes}.items() if name in names})
@@ -88,8 +90,20 @@ def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     return HParams(task=own, **values)
 
 
+def note_corpus(root: Path) -> Path:
+    """Six synthetic notes of a string."""
+    (root / "notes").mkdir(parents=True)
+    for number, name in enumerate(("a2", "c3", "e3", "a3", "c4", "e4")):
+        string = KarplusString(110.0 * 2 ** ([0, 3, 7, 12, 15, 19][number] / 12), 1.0, RATE_HZ, seed=number)
+        soundfile.write(root / "notes" / f"{name}_f.wav", string.render(1.0), RATE_HZ, subtype="FLOAT")
+    build_string_corpus([root / "notes"], root / "strings")
+    return root / "strings"
+
+
 def corpora_of(task: str, root: Path) -> dict[str, Path]:
-    """What `task` learns from: mixes, or for all others a device."""
+    """What `task` learns from: mixes, notes of a string, or for all others a device."""
+    if kinds()[task] is StringHParams:
+        return {"note_dir": note_corpus(root)}
     return mix_corpora(root) if kinds()[task] is DenoiseHParams else {"pair_dir": device_corpus(root)}
 
 

@@ -56,6 +56,16 @@ def test_a_run_of_every_task_has_its_report(task: str, runs: dict[str, Path], tm
     assert paths and not any("nan" in str(path) or "inf" in str(path) for path in paths)
 
 
+def test_a_string_has_its_decay_curves_and_its_failures_in_words(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    document = report(tmp_path / "report.html", runs["string"])
+    assert document.texts.count("Decay") == 3
+    assert "Decay in the octave around 250 Hz" in document.texts
+    assert "T60 error" in document.texts and "End DC (dBFS)" in document.texts
+    assert "in words" in document.texts and "no failure" in document.texts
+
+
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_it_needs_nothing_beside_itself(task: str, runs: dict[str, Path], tmp_path: Path) -> None:
     document = report(tmp_path / "report.html", runs[task])

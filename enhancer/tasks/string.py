@@ -1,0 +1,139 @@
+"""Task `string`: what a plucked string does once it is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enhancer.losses.stft import MultiResolutionStft
+from enhancer.losses.string import DecayCurve, energy_gain, relative_l1, relative_mse
+from enhancer.losses.weighted import WeightedLoss
+from enhancer.models.string import PluckedString
+from enhancer.models.string_filter import OCTAVES_HZ
+from enhancer.string_metrics import string_metrics
+from enhancer.tasks.figures import show_charts, show_sounds
+from hparams.schema import HParams
+from hparams.tasks import StringHParams
+
+CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db")
+"""Columns of a batch that the model takes beside the history."""
+
+
+class StringTask:
+    """Trains, evaluates and shows a `PluckedString` on windows of notes; docs/strings.md tells what a batch has.
+
+    The start of a window is the model's history, the rest it makes on its own. How far the loss looks is a number of
+    feedback periods that grows with the draws, by equal factors from the first to the last of `rollout_periods`.
+    """
+
+    name = "string"
+    main_module = "string"
+    best_metric = "level_error_db"
+    best_is_higher = False
+
+    def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
+        assert isinstance(hp.task, StringHParams), hp.task
+        self.hp, self.own = hp, hp.task
+        own = self.own
+        self.history_samples = round(own.history_seconds * hp.wav_rate)
+        terms: dict[str, Any] = {
+            "mse": (own.mse_weight, relative_mse),
+            "l1": (own.l1_weight, relative_l1),
+            "decay": (own.decay_weight, DecayCurve(hp.wav_rate, OCTAVES_HZ)),
+        }
+        if own.stft_weight:
+            terms["stft"] = (own.stft_weight, MultiResolutionStft(hp.stft_cfgs))
+        self.loss = WeightedLoss(terms)
+
+    def build(self) -> dict[str, nn.Module]:
+        """A fresh string."""
+        own = self.own
+        model = PluckedString(
+            rate_hz=self.hp.wav_rate,
+            controls=own.controls,
+            num_layers=own.num_layers,
+            hidden_size=own.hidden_size,
+            is_bounded=own.loop == "bounded",
+            is_odd=own.symmetry == "odd",
+            has_quarter_taps=own.has_quarter_taps,
+            has_decay_state=own.has_decay_state,
+        )
+        return {self.main_module: model}
+
+    def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
+        """One group: all parameters alike."""
+        return [{"params": list(module.parameters())}]
+
+    def to(self, device: torch.device) -> None:
+        """The task has no constants of its own."""
+
+    def rollout_samples(self, batch: Mapping[str, Tensor]) -> int:
+        """Samples that the loop runs on its own in this batch: a function of its draws and lowest pitch."""
+        first, last = self.own.rollout_periods
+        share = min(1.0, int(batch["draw"].max()) / self.own.rollout_draws) if self.own.rollout_draws else 1.0
+        longest_period = self.hp.wav_rate / float(batch["f0_hz"].min())
+        wanted = round(first * (last / first) ** share * longest_period)
+        return min(wanted, batch["note"].shape[-1] - self.history_samples)
+
+    def step(
+        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], update: Any
+    ) -> dict[str, Tensor]:
+        """One update from a rollout; returns the loss, its terms and the length of the rollout."""
+        count = self.rollout_samples(batch)
+        note = batch["note"]
+        if self.own.symmetry == "augment":
+            note = note * (1 - 2 * (batch["draw"] % 2))[:, None]
+        history, target = note[:, : self.history_samples], note[:, self.history_samples :][:, :count]
+        estimate = modules[self.main_module](history, count, *(batch[name] for name in CONTROLS))
+        total, terms = self.loss(estimate, target)
+        if self.own.gain_weight:
+            gain = energy_gain(estimate, self.hp.wav_rate / batch["f0_hz"])
+            total = total + self.own.gain_weight * gain
+            terms = {
+                **terms,
+                "gain": gain.detach(),
+                "gain_weighted": (self.own.gain_weight * gain).detach(),
+            }
+        update(self.main_module, total)
+        return {"loss": total.detach(), **terms, "rollout_samples": note.new_tensor(count)}
+
+    def evaluate(
+        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
+    ) -> list[dict[str, float]]:
+        """`string_metrics` of each row, which runs on its own from the end of the attack on."""
+        estimate, target = self._estimate(modules, batch)
+        columns = string_metrics(estimate, target, self.hp.wav_rate, batch["f0_hz"], batch.get("noise_db"))
+        values = {name: column.tolist() for name, column in columns.items()}
+        return [{name: column[row] for name, column in values.items()} for row in range(len(estimate))]
+
+    def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The history and what comes of it, `estimate`, beside the note itself, `target`, [B, T] each.
+
+        `history` is what the model heard, silent where it runs on its own.
+        """
+        estimate, target = self._estimate(modules, batch)
+        heard = batch["note"][:, : self.history_samples]
+        return {
+            "history": torch.cat([heard, torch.zeros_like(target)], 1),
+            "estimate": torch.cat([heard, estimate], 1),
+            "target": torch.cat([heard, target], 1),
+        }
+
+    def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
+        """Sounds and pictures of the first row."""
+        waves = self.waves(modules, {name: column[:1] for name, column in batch.items()})
+        first = {name: wave[0] for name, wave in waves.items()}
+        show_sounds(media, 0, first, self.hp.wav_rate)
+        show_charts(media, 0, first, self.hp.wav_rate)
+
+    def _estimate(
+        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate and target after the history, [B, T - history]."""
+        history = batch["note"][:, : self.history_samples]
+        target = batch["note"][:, self.history_samples :]
+        controls = (batch[name] for name in CONTROLS)
+        return modules[self.main_module](history, target.shape[-1], *controls), target
