@@ -116,7 +116,9 @@ class _SpectralDistance(torch.autograd.Function):
         share = (grad_log / magnitude.shape[-2:].numel())[..., None, None]
         # With m = |X| and d = m - |Y|: dL/dm = slope * d + share * sign(d) / m,  and  dL/d(m^2) = dL/dm / (2 m).
         by_power = (share * difference.sign()).div_(magnitude).addcmul_(slope, difference)
-        by_power.div_(magnitude).mul_(0.5).masked_fill_(magnitude <= math.sqrt(floor), 0.0)
+        # Which way the root of the floor is rounded differs between processors.
+        at_floor = magnitude <= math.sqrt(floor) * (1 + 1e-6)
+        by_power.div_(magnitude).mul_(0.5).masked_fill_(at_floor, 0.0)
         # d(m^2)/dX is 2 X; irfft counts every bin but the first and the last twice, which is that 2.
         by_power[..., 0] *= 2
         by_power[..., -1] *= 2

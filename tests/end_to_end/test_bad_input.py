@@ -322,7 +322,8 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_and_the_next_start_goes
     )
     assert_said(done.stderr, *texts)
     assert steps_of(run) == [2, 3]
-    assert (status(run)["state"], status(run)["step"]) == ("failed", 4)
+    # Written beside training, which may be one step on when it hears of it.
+    assert status(run)["state"] == "failed" and status(run)["step"] in (4, 5)
     assert main(command(healthy, run, "max_steps=5")) == 0
     assert steps_of(run)[-1] == 5
 
