@@ -385,6 +385,9 @@ class Fetching:
         if len(self.waits) < 10:
             self.growing.write_bytes(bytes(len(self.waits)))
 
+    def awaited(self) -> str:
+        return "a shard"
+
     def monotonic(self) -> float:
         return sum(self.waits)
 
