@@ -203,7 +203,7 @@ def test_a_killed_deepspeed_runner_leaves_a_saved_run_and_no_orphans(tmp_path):
 def test_a_rank_that_does_not_answer_ends_the_run_in_time_with_the_reason(tmp_path, backend, values):
     run = tmp_path / "run"
     # The watch of the ranks over each other would see it too, on one machine.
-    limit = ("--set", "comm_timeout_seconds=5", "hang_timeout_seconds=600")
+    limit = ("--set", "comm_timeout_seconds=5", "--set", "hang_timeout_seconds=600")
     processes = start_ranks(backend, 2, run, *HALF, *FOREVER, *values, *limit, "--step-seconds", "0.01")
     try:
         wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
