@@ -6,6 +6,7 @@ rightly finds such pairs unrelated). When each band is loud and when it is quiet
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +72,7 @@ def _envelopes(wave: np.ndarray, rate_hz: int, hop: int) -> np.ndarray:
     bins_hz = np.fft.rfftfreq(window, 1 / rate_hz)
     edges = np.geomspace(BAND_HZ[0], min(BAND_HZ[1], 0.45 * rate_hz), NUM_BANDS + 1)
     bands = [
-        power[:, (bins_hz >= low) & (bins_hz < high)].sum(axis=1)
-        for low, high in zip(edges, edges[1:], strict=False)
+        power[:, (bins_hz >= low) & (bins_hz < high)].sum(axis=1) for low, high in itertools.pairwise(edges)
     ]
     return np.stack(bands) ** 0.25
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_shards.dataset import hash_texts
 from data_shards.errors import CorpusError
@@ -42,7 +42,7 @@ class BuildOptions:
     group_by: str = "file"
     max_reject: float = 0.1
     workers: int | None = None
-    shift: ShiftOptions = ShiftOptions()
+    shift: ShiftOptions = field(default_factory=ShiftOptions)
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("codec", CODECS), ("group_by", ("file", "folder"))):

@@ -1,7 +1,8 @@
 """What each kind makes of its input files: the pieces that become samples of a shard.
 
 fg and bg: mono segments. pair: input and target cut alike. rir: each channel from its direct path on. pedal: dry
-and wet, the latency taken out, in two stretches: training, then validation. string: one note. pitch: segments, each shifted and shifted back.
+and wet, the latency taken out, in two stretches: training, then validation. string: one note.
+pitch: segments, each shifted and shifted back.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ Tick = Callable[[int], None]
 class Piece:
     """One sample to be: int16 (pedal, string: float32) [frames] per member. `name` tells it from its siblings.
 
-    `side` takes the place of the file's group where parts of one recording go to different sides of the split. `take` is what
-    was found out about this piece alone.
+    `side` takes the place of the file's group where parts of one recording go to different sides of the split.
+    `take` is what was found out about this piece alone.
     """
 
     name: str
@@ -70,7 +71,7 @@ def pieces_of(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterat
         return _rir_channels(planned, options, tick)
     if isinstance(planned.take, NoteTake):
         return _note(planned, planned.take, options, tick)
-    if planned.take is not None:
+    if isinstance(planned.take, DeviceTake):
         return _pedal_stretches(planned, planned.take, options, tick)
     if options.kind == "pitch":
         return _shifted(planned, options, tick)

@@ -44,4 +44,6 @@ def time_stretched(wave: Float[Tensor, " time"], factor: float) -> Float[Tensor,
     beyond = angle[:, after] - angle[:, before] - own
     advance = own + beyond - 2 * torch.pi * torch.round(beyond / (2 * torch.pi))
     phases = torch.cat([angle[:, :1], angle[:, :1] + advance[:, :-1].cumsum(1)], dim=1)
-    return stft.inverse(torch.polar(levels, phases.float()), length)
+    # Thousands of turns would cost a float its digits.
+    turned = phases.remainder(2 * torch.pi).float()
+    return stft.inverse(torch.polar(levels, turned), length)

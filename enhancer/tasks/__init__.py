@@ -3,11 +3,15 @@
 from enhancer.tasks.context import ContextTask
 from enhancer.tasks.denoise import DenoiseTask
 from enhancer.tasks.pedal import PedalTask
+from enhancer.tasks.pitch import PitchTask
 from enhancer.tasks.string import StringTask
 
-TASKS: dict[str, type[DenoiseTask] | type[PedalTask] | type[ContextTask] | type[StringTask]] = {
+TASKS: dict[
+    str, type[DenoiseTask] | type[PedalTask] | type[ContextTask] | type[StringTask] | type[PitchTask]
+] = {
     "denoise": DenoiseTask,
     "pedal": PedalTask,
     "context": ContextTask,
     "string": StringTask,
+    "pitch": PitchTask,
 }

@@ -154,8 +154,18 @@ def test_pairs_whose_alignment_fails_are_rejected_and_counted(
         "1",
     ]
     code = main(
-        ["pitch", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--rate", str(RATE_HZ)]
-        + [*arguments, "--workers", "1"]
+        [
+            "pitch",
+            "--input",
+            str(tmp_path / "in"),
+            "--output",
+            str(tmp_path / "out"),
+            "--rate",
+            str(RATE_HZ),
+            *arguments,
+            "--workers",
+            "1",
+        ]
     )
     assert code == 0
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
