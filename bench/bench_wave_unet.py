@@ -4,8 +4,8 @@
 
 `eager` is the model as it is: features channels last, so that pointwise layers are matrix products without a copy.
 `channels first` is the same network with the same weights as one usually writes it, by Conv1d over [B, C, T].
-`compiled` is the model under torch.compile. They take turns, and the fastest round of each counts, in CPU seconds of the
-process, so that a busy machine hurts all alike. One thread.
+`compiled` is the model under torch.compile. They take turns, and the fastest round of each counts, in CPU seconds of
+the process, so that a busy machine hurts all alike. One thread.
 """
 
 from __future__ import annotations

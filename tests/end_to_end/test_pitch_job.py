@@ -1,4 +1,4 @@
-"""Pitch repair by the commands: synthetic music shifted and back, training, a stop and going on, judging, the report."""
+"""Pitch repair by the commands: synthetic music shifted and back, training, a stop and going on, judging, report."""
 
 from __future__ import annotations
 
