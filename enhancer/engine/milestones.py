@@ -44,7 +44,7 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
         return state, False
     job.pulse.mark("an evaluation", state.step)
     job.monitor.say(f"evaluating at step {state.step}")
-    media = job.monitor.media(state.step)
+    media = job.monitor.media(state.step, lambda: job.stop.is_requested)
     with job.average.in_place() if job.average else nullcontext():
         evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse)
     if evaluation is None:
