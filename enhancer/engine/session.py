@@ -24,12 +24,12 @@ from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
 from enhancer.engine.monitor import Monitor
-from enhancer.engine.pulse import Pulse
+from enhancer.engine.pulse import BUILDING, Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.state import State
-from enhancer.engine.stop import Stop, listening
+from enhancer.engine.stop import EXIT_INTERRUPTED, LEFT, Stop, listening
 from enhancer.engine.task import Stream, Task
 from enhancer.engine.watch import watching
 from hparams.errors import UserError
@@ -140,9 +140,10 @@ class _Session:
         launch, pulse = self.launch, Pulse()
         with (
             closing(run),
-            listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop,
-            watching(run, pulse, self.hp) as watch,
+            listening(run.folder, launch.num_ancestors, launch.parent_pid, launch.num_in_session) as stop,
+            watching(run, pulse, self.hp, stop) as watch,
         ):
+            stop.before_leaving = lambda: run.status("preempted", run.step, LEFT, EXIT_INTERRUPTED)
             try:
                 with ExitStack() as stack:
                     try:
@@ -175,7 +176,7 @@ class _Session:
         batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
         place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
         say("opening the corpora and building the model")
-        pulse.mark("building the model", run.step)
+        pulse.mark(BUILDING, run.step)
         # The same weights on all ranks; what is drawn while training differs between them.
         torch.manual_seed(hp.seed)
         is_fresh = checkpoint is None

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,8 @@ from enhancer.engine.status import STOP
 
 POLL_SECONDS = 0.5
 EXIT_INTERRUPTED = 130
+LEFT = "SIGINT for the third time: left at once, without a checkpoint of the last steps"
+GONE = "the launcher is gone"
 
 
 class Stop:
@@ -28,6 +30,8 @@ class Stop:
         self.reason = ""
         self._interrupts = 0
         self._pid = os.getpid()
+        self.before_leaving: Callable[[], None] = lambda: None
+        """Called before a third SIGINT ends the process."""
 
     @property
     def is_requested(self) -> bool:
@@ -49,22 +53,28 @@ class Stop:
             elif self._interrupts == 2:
                 _say("already stopping; interrupt once more to leave at once without a checkpoint")
             else:
+                self.before_leaving()
                 os._exit(EXIT_INTERRUPTED)
         self.request(signal.Signals(number).name)
 
 
 @contextmanager
-def listening(run_folder: Path, num_ancestors: int, parent_pid: int | None = None) -> Iterator[Stop]:
+def listening(
+    run_folder: Path, num_ancestors: int, parent_pid: int | None = None, num_in_session: int = 0
+) -> Iterator[Stop]:
     """A `Stop` that hears signals, `run_folder`/STOP and the end of the nearest `num_ancestors` processes above.
 
     The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching. So does a
-    sweep that is killed. `parent_pid` is the process that started this one, where that is known: it may be gone by now.
+    sweep that is killed. They may be gone by now: `parent_pid` is the process that started this one, where that is
+    known, and the nearest `num_in_session` are of the session of this one, which who inherits an orphan is not.
     """
     stop = Stop()
     done = threading.Event()
     ancestors = _ancestors(num_ancestors)
     if parent_pid is not None:
         ancestors[0] = parent_pid
+    if any(_session(pid) != os.getsid(0) for pid in ancestors[:num_in_session]):
+        stop.request(GONE)
     watcher = threading.Thread(target=_watch, args=(stop, done, run_folder / STOP, ancestors), daemon=True)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     watcher.start()
@@ -82,7 +92,7 @@ def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: list[i
         if stop_file.exists():
             stop.request(f"{STOP} file in the run folder")
         elif _ancestors(len(ancestors)) != ancestors:
-            stop.request("the launcher is gone")
+            stop.request(GONE)
         if stop.is_requested:
             return
 
@@ -100,6 +110,13 @@ def _ancestors(count: int) -> list[int]:
             pid = 0
         pids.append(pid)
     return pids
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
 
 
 def _say(text: str) -> None:

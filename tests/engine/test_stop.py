@@ -94,6 +94,43 @@ def test_the_member_of_a_sweep_watches_the_sweep(monkeypatch):
     assert (detect().num_ancestors, detect().parent_pid) == (1, 4711)
 
 
+def test_who_inherits_an_orphan_is_no_launcher(tmp_path):
+    """A launcher that died before anybody listened: the parent is then of another session than this process."""
+    rank = (
+        "import sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
+        "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)\n"
+        "with listening(Path(sys.argv[1]), 1, num_in_session=1) as stop:\n"
+        "    Path(sys.argv[1], 'heard').write_text(stop.reason or 'nothing')\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    for is_killed, expected in ((False, "nothing"), (True, "the launcher is gone")):
+        folder = tmp_path / str(is_killed)
+        folder.mkdir()
+        # Its own session, so that the tests' is another one.
+        launcher = subprocess.Popen([sys.executable, "-c", start, rank, str(folder)], start_new_session=True)
+        wait_until(lambda pid=launcher.pid: psutil.Process(pid).children(), 30, "the rank")
+        if is_killed:
+            launcher.kill()
+            launcher.wait()
+        (folder / "go").touch()
+        heard = folder / "heard"
+        wait_until(lambda heard=heard: heard.exists() and heard.read_text(), 30, "the rank to listen")
+        launcher.wait()
+        assert heard.read_text() == expected
+
+
+def test_ranks_that_somebody_starts_by_hand_have_no_launcher_to_lose_but_him(monkeypatch):
+    for name in ("RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    assert (detect().num_ancestors, detect().num_in_session, detect().parent_pid) == (2, 2, None)
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))
+    assert (detect().num_ancestors, detect().num_in_session, detect().parent_pid) == (1, 0, os.getppid())
+    monkeypatch.setenv(PARENT_VARIABLE, "4711")  # Of a sweep, which has started a launcher.
+    assert (detect().num_ancestors, detect().num_in_session) == (2, 2)
+
+
 def test_waiting_for_data_ends_when_asked_to_stop():
     stop = Stop()
 
@@ -162,6 +199,7 @@ def test_the_third_interrupt_leaves_at_once(tmp_path):
     code = (
         "import os, signal, sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
         "with listening(Path(sys.argv[1]), 0) as stop:\n"
+        "    stop.before_leaving = Path(sys.argv[1], 'left').touch\n"
         "    for _ in range(3):\n"
         "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)\n"
         "    print('still here')\n"
@@ -170,6 +208,7 @@ def test_the_third_interrupt_leaves_at_once(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 130
+    assert (tmp_path / "left").exists()
     assert "still here" not in done.stdout
     assert [line.split(":")[0].split(";")[0] for line in done.stderr.splitlines()] == [
         "stopping",
