@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from enhancer.engine import distributed
+from enhancer.engine.ancestors import GONE, Ancestors
 from enhancer.engine.status import STOP
 
 POLL_SECONDS = 0.5
 EXIT_INTERRUPTED = 130
 LEFT = "SIGINT for the third time: left at once, without a checkpoint of the last steps"
-GONE = "the launcher is gone"
 
 
 class Stop:
@@ -59,22 +59,10 @@ class Stop:
 
 
 @contextmanager
-def listening(
-    run_folder: Path, num_ancestors: int, parent_pid: int | None = None, num_in_session: int = 0
-) -> Iterator[Stop]:
-    """A `Stop` that hears signals, `run_folder`/STOP and the end of the nearest `num_ancestors` processes above.
-
-    The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching. So does a
-    sweep that is killed. They may be gone by now: `parent_pid` is the process that started this one, where that is
-    known, and the nearest `num_in_session` are of the session of this one, which who inherits an orphan is not.
-    """
+def listening(run_folder: Path, ancestors: Ancestors) -> Iterator[Stop]:
+    """A `Stop` that hears signals, `run_folder`/STOP and the end of one of the `ancestors`."""
     stop = Stop()
     done = threading.Event()
-    ancestors = _ancestors(num_ancestors)
-    if parent_pid is not None:
-        ancestors[0] = parent_pid
-    if any(_session(pid) != os.getsid(0) for pid in ancestors[:num_in_session]):
-        stop.request(GONE)
     watcher = threading.Thread(target=_watch, args=(stop, done, run_folder / STOP, ancestors), daemon=True)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     watcher.start()
@@ -87,36 +75,14 @@ def listening(
             signal.signal(number, handler)
 
 
-def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: list[int]) -> None:
+def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: Ancestors) -> None:
     while not done.wait(POLL_SECONDS):
         if stop_file.exists():
             stop.request(f"{STOP} file in the run folder")
-        elif _ancestors(len(ancestors)) != ancestors:
+        elif ancestors.are_gone():
             stop.request(GONE)
         if stop.is_requested:
             return
-
-
-def _ancestors(count: int) -> list[int]:
-    """Process ids of the nearest `count` processes above. An orphan is given another parent, so the list changes."""
-    import psutil
-
-    pids: list[int] = []
-    pid = os.getpid()
-    for _ in range(count):
-        try:
-            pid = psutil.Process(pid).ppid()
-        except psutil.NoSuchProcess:
-            pid = 0
-        pids.append(pid)
-    return pids
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return -1
 
 
 def _say(text: str) -> None:

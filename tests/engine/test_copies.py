@@ -249,11 +249,12 @@ def test_a_copy_that_fails_ends_the_run_with_its_reason_and_every_step_saved(tmp
 def test_a_url_that_does_not_come_further_holds_the_end_of_a_run_for_as_long_as_allowed(url, tmp_path):
     remote, run = remote_at(url), tmp_path / "run"
     object.__setattr__(remote, "is_stuck", True)
-    assert session(run, remote, "copy_timeout_seconds=1", fault="term:7:0") == 75
+    named = f"checkpoint_copy_url={url}"
+    assert session(run, remote, named, "copy_timeout_seconds=1", fault="term:7:0") == 75
     assert status(run)["state"] == "preempted"
     reason = status(run)["reason"]
     assert reason.startswith("SIGTERM; ") and url in reason and "copy_timeout_seconds=1" in reason
     object.__setattr__(remote, "is_stuck", False)
-    assert session(run, remote_at(url), "copy_timeout_seconds=60") == 0
+    assert session(run, remote_at(url), named, "copy_timeout_seconds=60") == 0
     assert status(run)["reason"] == ""
     assert remote.names("checkpoints")[-1] == "step-0000010"
