@@ -152,6 +152,7 @@ class _Session:
                     try:
                         job, state = self._prepare(run, stop, pulse, stack)
                     except (UserError, OSError):
+                        watch.leave_if_stopped()
                         run.take_back()
                         raise
                     return fit(job, state).exit_code
@@ -159,6 +160,7 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
+                watch.leave_if_stopped()
                 watch.wait_for_cause()
                 if distributed.is_lost(error):
                     lost = distributed.lost(error, self.hp.comm_timeout_seconds)

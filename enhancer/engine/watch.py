@@ -102,6 +102,14 @@ class Watch:
             self._stacks_folder.rmdir()
             self._stacks_folder.parent.rmdir()
 
+    def leave_if_stopped(self) -> None:
+        """End this process, and the others, where the run was asked to stop before its first step.
+
+        For an error of that time: launchers tell everything that a rank has started, too, and a compiler then fails.
+        """
+        if self._is_stopped_early():
+            self._end(self._stopped())
+
     def wait_for_cause(self) -> None:
         """Return when no other rank is the cause of an error that this one has met.
 
@@ -164,11 +172,15 @@ class Watch:
 
     def _stopped_early(self, now: float) -> Verdict | None:
         """The end of a start that was asked to stop some time ago and still prepares the first step."""
-        if not self._stop.is_requested or self._pulse.phase not in PREPARING:
+        if not self._is_stopped_early():
             return None
         self._stop_heard = self._stop_heard or now
-        if now - self._stop_heard < _PREPARING_SECONDS:
-            return None
+        return self._stopped() if now - self._stop_heard > _PREPARING_SECONDS else None
+
+    def _is_stopped_early(self) -> bool:
+        return self._stop.is_requested and self._pulse.phase in PREPARING
+
+    def _stopped(self) -> Verdict:
         text = f"{self._stop.reason}, while {self._pulse.phase}: nothing was to be saved"
         return Verdict(text, EXIT_CODES["preempted"])
 
