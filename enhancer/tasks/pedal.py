@@ -77,8 +77,9 @@ class PedalTask:
         for key, parameter in module.named_parameters():
             groups["weight_hh" in key].append(parameter)
         decays = {False: self.own.weight_decay, True: self.own.recurrent_weight_decay}
+        stacked = module.stacked_parameters if isinstance(module, WaveNetDevice) else []
         return [
-            {"params": parameters, "weight_decay": decays[is_recurrent]}
+            {"params": parameters, "weight_decay": decays[is_recurrent], "stacked": stacked}
             for is_recurrent, parameters in groups.items()
             if parameters
         ]
