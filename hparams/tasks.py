@@ -435,6 +435,14 @@ class CodecHParams:
         NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss; 44.1 kHz only")
     ] = 1.0
     l1_weight: Annotated[NonNegativeFloat, Field(description="weight of the waveform L1 loss")] = 0.0
+    si_sdr_weight: Annotated[NonNegativeFloat, Field(description="weight of the negative SI-SDR (dB)")] = 0.0
+    is_balanced: Annotated[
+        bool,
+        Field(
+            description="these four weights are how hard each term pulls at the output, in shares of each other, "
+            "rather than factors: the balancer of EnCodec"
+        ),
+    ] = False
     commitment_weight: Annotated[
         NonNegativeFloat, Field(description="weight of the distance of latents from their entries")
     ] = 0.25
@@ -454,10 +462,10 @@ class CodecHParams:
                 f"task.decoder_width is {self.decoder_width}, which {len(self.strides)} strides cannot halve; needed a "
                 f"multiple of {halvings}"
             )
-        if self.mel_weight == self.stft_weight == self.l1_weight == 0:
+        if self.mel_weight == self.stft_weight == self.l1_weight == self.si_sdr_weight == 0:
             raise ValueError(
-                "task.mel_weight, task.stft_weight and task.l1_weight are all 0, so nothing would be learned; set one "
-                "above 0"
+                "task.mel_weight, task.stft_weight, task.l1_weight and task.si_sdr_weight are all 0, so nothing would "
+                "be learned; set one above 0"
             )
 
     def check(self, run: HParams) -> None:

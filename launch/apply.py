@@ -31,7 +31,7 @@ from enhancer.inference import (
 )
 from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
-from hparams.tasks import DenoiseHParams, DeviceHParams
+from hparams.tasks import CodecHParams, DenoiseHParams, DeviceHParams
 from launch.common import (
     checkpoint_folder,
     choose_device,
@@ -247,7 +247,7 @@ def _processed(
         # What a device makes of a signal depends on its level, so that stays.
         model = StatefulModel(run.module, knobs, device)
     else:
-        assert isinstance(run.hp.task, DenoiseHParams), run.hp.task
+        assert isinstance(run.hp.task, DenoiseHParams | CodecHParams), run.hp.task
         gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
         model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
     scaled = (block * gain for block in _blocks(source, info.samplerate))

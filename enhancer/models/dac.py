@@ -7,7 +7,7 @@ transformers' `DacModel`, so weights of one load into the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 DILATIONS = (1, 3, 9)
 KERNEL_SIZE = 7
 SNAKE_EPSILON = 1e-9
+ENCODER = "encoder."
+PARAMETRISED = "parametrizations.weight.original"
+MOST_LISTED = 6
+START_GAIN = 0.7
+"""Of each layer on white noise at the start; sound, whose neighbouring samples are alike, passes at about its level."""
 ENTRY_STD = 0.1
 """Of a codebook's values at the start: about the RMS of music."""
 
@@ -299,6 +304,61 @@ class Dac(nn.Module):
         return self.decoder(quantised)[:, 0, :num_samples]
 
 
+def encoder_of(weights: Mapping[str, Tensor]) -> DacEncoder:
+    """The encoder in the weights of a whole codec, by the names of transformers' `DacModel`; sizes are read off them.
+
+    Weight normalisation is multiplied out, in the form of either of torch's implementations. Raises ValueError that
+    lists the names where they are those of another architecture.
+    """
+    found = _without_weight_norm(
+        {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
+    )
+    strides: list[int] = []
+    while f"block.{len(strides)}.conv1.weight" in found:
+        strides.append(found[f"block.{len(strides)}.conv1.weight"].shape[-1] // 2)
+    if "conv1.weight" not in found or "conv2.weight" not in found or not strides:
+        raise ValueError(
+            f"no encoder of DAC's structure: needed {ENCODER}conv1.weight, {ENCODER}block.0.conv1.weight and so on, as "
+            f"transformers' DacModel names them; found {_listed(weights)}"
+        )
+    # Built without memory first, since what a file says may be of any size.
+    with torch.device("meta"):
+        encoder = DacEncoder(found["conv1.weight"].shape[0], strides, found["conv2.weight"].shape[0])
+    wanted = encoder.state_dict()
+    missing = [ENCODER + name for name in wanted if name not in found]
+    unknown = [ENCODER + name for name in found if name not in wanted]
+    others = [
+        f"{ENCODER}{name} {tuple(found[name].shape)} in place of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if missing or unknown or others:
+        raise ValueError(
+            f"an encoder of another architecture: missing {_listed(missing)}; not known {_listed(unknown)}; of another "
+            f"shape {_listed(others)}"
+        )
+    encoder.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    return encoder
+
+
+def _without_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` with g v / |v| in the place of g and v."""
+    plain = dict(weights)
+    for g, v in (("weight_g", "weight_v"), (f"{PARAMETRISED}0", f"{PARAMETRISED}1")):
+        for name in [name for name in plain if name.endswith(f".{g}") or name == g]:
+            stem = name.removesuffix(g)
+            if stem + v in plain:
+                plain[f"{stem}weight"] = torch._weight_norm(plain.pop(stem + v), plain.pop(name), 0)
+    return plain
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:MOST_LISTED]) + (
+        f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "" if names else "nothing"
+    )
+
+
 def _context_samples(strides: Sequence[int]) -> int:
     """Samples on each side that one output sample hears: what each layer reaches, times the hop it works at."""
     units = sum((KERNEL_SIZE - 1) * dilation // 2 for dilation in DILATIONS)
@@ -310,7 +370,7 @@ def _context_samples(strides: Sequence[int]) -> int:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights with which the level of a signal stays about the same from layer to layer, and entries of its size.
+    """Weights with which the level of a sound stays about the same from layer to layer, and entries of its size.
 
     DAC's own, all of the same small spread, are meant for runs of 250,000 steps: latents hardly differ at first, and in
     a short run all of them stay with the same few entries.
@@ -327,6 +387,6 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _keep_level(conv: nn.Conv1d | nn.ConvTranspose1d, num_inputs: int) -> None:
-    nn.init.normal_(conv.weight, std=num_inputs**-0.5)
+    nn.init.normal_(conv.weight, std=START_GAIN * num_inputs**-0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enhancer.losses.mel import MultiScaleMel
+from enhancer.losses.si_sdr import negative_si_sdr
 from enhancer.losses.stft import MultiResolutionStft
 from enhancer.losses.waveform import waveform_l1
 from enhancer.losses.weighted import Loss, WeightedLoss
@@ -44,10 +45,11 @@ class CodecTask:
         terms: dict[str, tuple[float, Loss]] = {
             "mel": (self.own.mel_weight, MultiScaleMel(hp.wav_rate)),
             "l1": (self.own.l1_weight, waveform_l1),
+            "si_sdr": (self.own.si_sdr_weight, negative_si_sdr),
         }
         if self.own.stft_weight:
             terms["stft"] = (self.own.stft_weight, MultiResolutionStft(hp.stft_cfgs))
-        self.loss = WeightedLoss(terms)
+        self.loss = WeightedLoss(terms, self.own.is_balanced)
         self.counts = _counts(self.own.num_codebooks)
         self._untrained: nn.Module | None = None
 
@@ -71,13 +73,17 @@ class CodecTask:
     def to(self, device: torch.device) -> None:
         """The task has no constants of its own."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What the balancer of the losses goes on from, where there is one."""
+        return self.loss.state()
+
     def step(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], update: Any
     ) -> dict[str, Tensor]:
         """One update of the codec; returns the loss and its terms, raw and weighted."""
         target = foreground_at_level(batch)
         estimate, commitment, codebook = modules[self.main_module](target, self._num_codebooks(batch["draw"]))
-        total, terms = self.loss(estimate, target)
+        total, terms = self.loss(estimate, target, mean=update.mean)
         for name, raw, weight in (
             ("commitment", commitment, self.own.commitment_weight),
             ("codebook", codebook, self.own.codebook_weight),
@@ -85,6 +91,7 @@ class CodecTask:
             total = total + weight * raw
             terms[name], terms[f"{name}_weighted"] = raw.detach(), weight * raw.detach()
         update(self.main_module, total)
+        self.loss.settle()
         return {"loss": total.detach(), **terms}
 
     @torch.no_grad()

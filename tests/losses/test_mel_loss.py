@@ -96,9 +96,7 @@ def test_the_gradient_of_a_power_is_that_of_torchs_own_fft(random: torch.Generat
     frames = torch.randn(3, 5, 24, generator=random, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 5, 17, generator=random, dtype=torch.float64)
     (by_ours,) = torch.autograd.grad((power_of_frames(frames, 32) * weight).sum(), frames)
-    (by_torch,) = torch.autograd.grad(
-        (torch.fft.rfft(frames, n=32).abs().square() * weight).sum(), frames
-    )
+    (by_torch,) = torch.autograd.grad((torch.fft.rfft(frames, n=32).abs().square() * weight).sum(), frames)
     torch.testing.assert_close(by_ours, by_torch)
 
 
