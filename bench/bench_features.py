@@ -1,4 +1,4 @@
-"""Memory of feature matching on two blocks of DAC's encoder, against the plain version by hooks on transformers' DacModel.
+"""Memory of feature matching on two blocks of DAC's encoder, against the plain version by hooks on DacModel.
 
     python -m bench.bench_features [--samples 16384] [--batch 16] [--width 64]
 

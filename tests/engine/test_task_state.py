@@ -41,7 +41,7 @@ def test_that_of_another_task_is_refused_in_words(tmp_path: Path, other: torch.T
     resumed = checkpoints_with(tmp_path, norms=other)
     found = resumed.latest_valid()
     assert found is not None
-    with pytest.raises(UserError, match="does not hold what this run's modules need.*norms"):
+    with pytest.raises(UserError, match=r"does not hold what this run's modules need.*norms"):
         resumed.restore(found, TinyBackend())
 
 

@@ -175,7 +175,9 @@ def test_impossible_values_are_refused_in_words(hp: HParams, changes: dict[str, 
 
 
 def test_a_crop_too_short_for_the_mel_distance_is_refused_in_words(hp: HParams) -> None:
-    with pytest.raises(ValueError, match="training_seconds 0.02 is 882 samples; the mel distance needs 1025"):
+    with pytest.raises(
+        ValueError, match=r"training_seconds 0\.02 is 882 samples; the mel distance needs 1025"
+    ):
         replace(hp, training_seconds=0.02)
 
 
