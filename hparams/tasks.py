@@ -23,6 +23,7 @@ from hparams.numbers import (
     Seconds,
     require_order,
 )
+from hparams.pitch import PitchHParams
 
 if TYPE_CHECKING:
     from hparams.schema import HParams
@@ -485,5 +486,6 @@ DeviceHParams = PedalHParams | ContextHParams
 """Tasks that learn a device from a corpus of dry/wet pairs."""
 DEVICE_TASKS = tuple(task.name for task in (PedalHParams, ContextHParams))
 TaskHParams = Annotated[
-    DenoiseHParams | PedalHParams | ContextHParams | StringHParams | CodecHParams, Field(discriminator="name")
+    DenoiseHParams | PedalHParams | ContextHParams | StringHParams | PitchHParams | CodecHParams,
+    Field(discriminator="name"),
 ]

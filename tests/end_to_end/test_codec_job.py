@@ -102,7 +102,13 @@ def test_both_backends_see_the_same_losses(runs: dict[str, Path]) -> None:
 def test_two_ranks_agree_on_the_balance_that_one_sees(corpus: Path, tmp_path: Path) -> None:
     """Without the mel loss: the slope of a logarithm of near-silent bands hangs on how a convolution rounds, and a
     convolution of one row rounds otherwise than one of two (by 3e-6, which the norm of that gradient makes 0.4 %)."""
-    terms = {"task.mel_weight": 0.0, "task.l1_weight": 3.0, "task.stft_weight": 1.0, "max_steps": 4, "save_every": 4}
+    terms = {
+        "task.mel_weight": 0.0,
+        "task.l1_weight": 3.0,
+        "task.stft_weight": 1.0,
+        "max_steps": 4,
+        "save_every": 4,
+    }
     train(tmp_path / "one", corpus, "python", **terms, eval_every=4)
     train(tmp_path / "two", corpus, "torchrun 2", **terms, eval_every=4, batch_size_per_gpu=1)
     names = ("l1", "l1_weighted", "stft", "stft_weighted", "commitment", "gradient_norm")
