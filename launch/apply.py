@@ -31,9 +31,10 @@ from enhancer.inference import (
     load_run,
 )
 from enhancer.signal.resample import resample_blocks
+from hparams.codec import CodecHParams
 from hparams.errors import UserError
 from hparams.pitch import PitchHParams
-from hparams.tasks import CodecHParams, DenoiseHParams, DeviceHParams
+from hparams.tasks import DenoiseHParams, DeviceHParams
 from launch.common import (
     HIGHEST_LEVEL,
     checkpoint_folder,

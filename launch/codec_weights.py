@@ -1,4 +1,4 @@
-"""The weights of the codec whose encoder a run listens with, from a run of this trainer or a file of another one."""
+"""The weights of the networks that a run's losses listen with: a codec's encoder, and CDPAM."""
 
 from __future__ import annotations
 
@@ -10,12 +10,45 @@ from hparams.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIX = "codec."
-"""Before the names of these weights among the constants of a task."""
+    from hparams.schema import HParams
+
 HOW_TO_GET_ONE = (
     "Train one with `python launch/train.py --hparams codec_small`, which ends in runs/codec_small, or give a "
     ".safetensors file with the weights of transformers' DacModel, such as model.safetensors of descript/dac_44khz"
 )
+
+
+def listening_constants(hp: HParams) -> dict[str, Tensor]:
+    """The weights that the losses of a run of `hp` listen with, as constants of its task; none for most tasks."""
+    from hparams.pitch import PitchHParams
+
+    if not isinstance(hp.task, PitchHParams):
+        return {}
+    constants = {}
+    if hp.task.codec_weights is not None:
+        constants |= codec_constants(hp.task.codec_weights, hp.wav_rate)
+    if hp.task.perceptual_weights is not None:
+        constants |= cdpam_constants(hp.task.perceptual_weights)
+    return constants
+
+
+def cdpam_constants(path: Path) -> dict[str, Tensor]:
+    """CDPAM's weights in the .safetensors file `path`, as task constants. Raises UserError for any other."""
+    from enhancer.engine.weights import read_weights_file
+    from enhancer.models.cdpam import cdpam_of
+    from enhancer.tasks.pitch import CDPAM
+
+    if not path.is_file():
+        raise UserError(
+            f"task.perceptual_weights is {path}, which is not there; give CDPAM's checkpoint as a .safetensors file "
+            "(docs/codec.md says how to convert it), or set task.perceptual_weight to 0"
+        )
+    weights = read_weights_file(path)
+    try:
+        cdpam_of(weights)
+    except ValueError as error:
+        raise UserError(f"task.perceptual_weights {path} holds {error}") from error
+    return {CDPAM + name: value for name, value in weights.items()}
 
 
 def codec_constants(path: Path, rate_hz: int) -> dict[str, Tensor]:
@@ -25,7 +58,8 @@ def codec_constants(path: Path, rate_hz: int) -> dict[str, Tensor]:
     where they are of another architecture.
     """
     from enhancer.engine.resume import read_weights
-    from enhancer.models.dac import encoder_of
+    from enhancer.models.dac_weights import encoder_of
+    from enhancer.tasks.pitch import CODEC
 
     if not path.exists():
         raise UserError(f"task.codec_weights is {path}, which is not there. {HOW_TO_GET_ONE}")
@@ -36,7 +70,7 @@ def codec_constants(path: Path, rate_hz: int) -> dict[str, Tensor]:
         raise UserError(f"task.codec_weights: {error}. {HOW_TO_GET_ONE}") from error
     except ValueError as error:
         raise UserError(f"task.codec_weights {path} holds {error}. {HOW_TO_GET_ONE}") from error
-    return {f"{PREFIX}encoder.{name}": value for name, value in encoder.state_dict().items()}
+    return {f"{CODEC}encoder.{name}": value for name, value in encoder.state_dict().items()}
 
 
 def _require_same_rate(path: Path, rate_hz: int) -> None:

@@ -7,19 +7,18 @@ transformers' `DacModel`, so weights of one load into the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from enhancer.models.vector_quantizer import ResidualVectorQuantizer, VectorQuantizer
+
 DILATIONS = (1, 3, 9)
 KERNEL_SIZE = 7
 SNAKE_EPSILON = 1e-9
-ENCODER = "encoder."
-PARAMETRISED = "parametrizations.weight.original"
-MOST_LISTED = 6
 START_GAIN = 0.7
 """Of each layer on white noise at the start; sound, whose neighbouring samples are alike, passes at about its level."""
 ENTRY_STD = 0.1
@@ -173,75 +172,6 @@ class DacDecoder(nn.Module):
         return self.conv2(self.snake1(hidden)).tanh()
 
 
-class VectorQuantizer(nn.Module):
-    """The nearest entry of a codebook, by angle, in a space of few dimensions: [B, D, N] -> [B, D, N]."""
-
-    def __init__(self, latent_size: int, codebook_size: int, codebook_dim: int) -> None:
-        super().__init__()
-        self.in_proj = nn.Conv1d(latent_size, codebook_dim, 1)
-        self.out_proj = nn.Conv1d(codebook_dim, latent_size, 1)
-        self.codebook = nn.Embedding(codebook_size, codebook_dim)
-
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantised latents [B, D, N], codes [B, N], and commitment and codebook loss of each row [B].
-
-        The gradient of the quantised latents goes straight through to the latents.
-        """
-        projected = self.in_proj(latents)
-        codes = self.codes(projected.detach())
-        chosen = self.codebook(codes).transpose(1, 2)
-        commitment = (projected - chosen.detach()).float().square().mean((1, 2))
-        codebook = (chosen - projected.detach()).float().square().mean((1, 2))
-        straight = projected + (chosen - projected).detach()
-        return self.out_proj(straight), codes, commitment, codebook
-
-    @torch.no_grad()
-    def codes(self, projected: Tensor) -> Tensor:
-        """Codes [B, N] of projected latents [B, K, N]. In float32: a bf16 product would choose other entries."""
-        with torch.autocast(projected.device.type, enabled=False):
-            vectors = F.normalize(projected.float().transpose(1, 2), dim=-1)
-            entries = F.normalize(self.codebook.weight.float(), dim=-1)
-            # Of unit vectors the nearest is the one with the largest product.
-            return (vectors @ entries.t()).argmax(-1)
-
-
-class ResidualVectorQuantizer(nn.Module):
-    """Quantisers in a row, each of what those before it have left over."""
-
-    def __init__(self, latent_size: int, num_codebooks: int, codebook_size: int, codebook_dim: int) -> None:
-        super().__init__()
-        self.quantizers = nn.ModuleList(
-            VectorQuantizer(latent_size, codebook_size, codebook_dim) for _ in range(num_codebooks)
-        )
-
-    def forward(
-        self, latents: Tensor, num_codebooks: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantised latents [B, D, N], codes [B, Q, N], commitment and codebook loss, scalars over used codebooks.
-
-        `num_codebooks`, int64 [B]: how many of them each row uses; all when None.
-        """
-        quantised, residual = torch.zeros_like(latents), latents
-        codes, commitments, codebooks = [], [], []
-        for number, quantizer in enumerate(self.quantizers):
-            part, chosen, commitment, codebook = quantizer(residual)
-            used = part.new_ones(len(part)) if num_codebooks is None else (number < num_codebooks).to(part)
-            quantised = quantised + part * used[:, None, None]
-            residual = residual - part
-            codes.append(chosen)
-            commitments.append((commitment * used).mean())
-            codebooks.append((codebook * used).mean())
-        return quantised, torch.stack(codes, 1), torch.stack(commitments).sum(), torch.stack(codebooks).sum()
-
-    def from_codes(self, codes: Tensor) -> Tensor:
-        """Quantised latents [B, D, N] of the first codebooks' codes [B, Q, N]."""
-        parts = [
-            quantizer.out_proj(quantizer.codebook(chosen).transpose(1, 2))  # type: ignore[operator]
-            for quantizer, chosen in zip(self.quantizers, codes.unbind(1), strict=False)
-        ]
-        return torch.stack(parts).sum(0)
-
-
 class Dac(nn.Module):
     """The codec: waveform in, waveform out.
 
@@ -302,61 +232,6 @@ class Dac(nn.Module):
 
     def _decoded(self, quantised: Tensor, num_samples: int) -> Tensor:
         return self.decoder(quantised)[:, 0, :num_samples]
-
-
-def encoder_of(weights: Mapping[str, Tensor]) -> DacEncoder:
-    """The encoder in the weights of a whole codec, by the names of transformers' `DacModel`; sizes are read off them.
-
-    Weight normalisation is multiplied out, in the form of either of torch's implementations. Raises ValueError that
-    lists the names where they are those of another architecture.
-    """
-    found = _without_weight_norm(
-        {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
-    )
-    strides: list[int] = []
-    while f"block.{len(strides)}.conv1.weight" in found:
-        strides.append(found[f"block.{len(strides)}.conv1.weight"].shape[-1] // 2)
-    if "conv1.weight" not in found or "conv2.weight" not in found or not strides:
-        raise ValueError(
-            f"no encoder of DAC's structure: needed {ENCODER}conv1.weight, {ENCODER}block.0.conv1.weight and so on, as "
-            f"transformers' DacModel names them; found {_listed(weights)}"
-        )
-    # Built without memory first, since what a file says may be of any size.
-    with torch.device("meta"):
-        encoder = DacEncoder(found["conv1.weight"].shape[0], strides, found["conv2.weight"].shape[0])
-    wanted = encoder.state_dict()
-    missing = [ENCODER + name for name in wanted if name not in found]
-    unknown = [ENCODER + name for name in found if name not in wanted]
-    others = [
-        f"{ENCODER}{name} {tuple(found[name].shape)} in place of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    if missing or unknown or others:
-        raise ValueError(
-            f"an encoder of another architecture: missing {_listed(missing)}; not known {_listed(unknown)}; of another "
-            f"shape {_listed(others)}"
-        )
-    encoder.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
-    return encoder
-
-
-def _without_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` with g v / |v| in the place of g and v."""
-    plain = dict(weights)
-    for g, v in (("weight_g", "weight_v"), (f"{PARAMETRISED}0", f"{PARAMETRISED}1")):
-        for name in [name for name in plain if name.endswith(f".{g}") or name == g]:
-            stem = name.removesuffix(g)
-            if stem + v in plain:
-                plain[f"{stem}weight"] = torch._weight_norm(plain.pop(stem + v), plain.pop(name), 0)
-    return plain
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:MOST_LISTED]) + (
-        f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "" if names else "nothing"
-    )
 
 
 def _context_samples(strides: Sequence[int]) -> int:

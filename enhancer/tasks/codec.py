@@ -19,8 +19,8 @@ from enhancer.models.dac import Dac
 from enhancer.signal.mel_distance import mel_distance
 from enhancer.signal.mixing import foreground_at_level
 from enhancer.tasks.figures import show_charts, show_sounds
+from hparams.codec import CodecHParams
 from hparams.schema import HParams
-from hparams.tasks import CodecHParams
 
 NUM_SHOWN = 4
 # Multiples of them spread evenly over the unit interval, in any stretch of draws.

@@ -18,8 +18,8 @@ from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError, DataError
 from data_shards.format import WAV_HEADER_BYTES
 from data_shards.stream import open_stream
+from hparams.codec import CodecHParams
 from hparams.errors import UserError
-from hparams.tasks import CodecHParams
 from tests.data_shards import mix_corpora
 
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from enhancer.models.dac import Dac, encoder_of
+from enhancer.models.dac import Dac
+from enhancer.models.dac_weights import encoder_of
+from hparams.codec import CodecHParams
 from hparams.errors import UserError
 from hparams.load import dump
 from hparams.schema import HParams
-from hparams.tasks import CodecHParams
 from launch.codec_weights import codec_constants
 
 STRIDES = (2, 4)

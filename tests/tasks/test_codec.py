@@ -14,8 +14,8 @@ from torch import nn
 from enhancer.models.dac import Dac
 from enhancer.tasks import TASKS
 from enhancer.tasks.codec import CodecTask
+from hparams.codec import CodecHParams
 from hparams.schema import HParams
-from hparams.tasks import CodecHParams
 
 T = 4096
 
