@@ -1,6 +1,6 @@
-"""What pitch_wave_small repairs after some time of training on real recordings, and the wait for data meanwhile.
+"""What a small pitch preset repairs after some time of training on real recordings, and the wait for data meanwhile.
 
-    python -m bench.bench_pitch [--minutes 60]
+    python -m bench.bench_pitch [--minutes 60] [--preset pitch_spec_small]
     python -m bench.bench_pitch --minutes 0                  # judge as far as it has come
 
 Builds pairs of the optional folder of real recordings ($WAVEWRIGHT_SHARED, default ../shared), shifted by Signalsmith
@@ -30,7 +30,6 @@ from launch.evaluate import evaluate
 
 ENGINES = ("signalsmith", "phase_vocoder")
 COPIES, SEGMENT_SECONDS, VALID_FRACTION = 4, 10.0, 0.25
-RUN = OUT / "pitch" / "run"
 WAIT_LIMIT = 0.05
 NUM_WORKERS = 2
 WANTED = ("log_mel_improvement_db", "log_spectral_improvement_db")
@@ -51,7 +50,7 @@ def real_pairs() -> Path:
     return OUT / "pitch" / "pairs"
 
 
-def train_for(minutes: float, max_steps: int) -> None:
+def train_for(run_dir: Path, preset: str, minutes: float, max_steps: int) -> None:
     """Train, or go on with the run, and ask it to stop when the time is over."""
     values = {
         "pair_dir": real_pairs(),
@@ -61,17 +60,17 @@ def train_for(minutes: float, max_steps: int) -> None:
         "save_every": 50,
         "nj": NUM_WORKERS,
     }
-    process = subprocess.Popen(train_command(RUN, values, preset="pitch_wave_small"), cwd=REPOSITORY)
+    process = subprocess.Popen(train_command(run_dir, values, preset=preset), cwd=REPOSITORY)
     end = time.monotonic() + 60 * minutes
     while process.poll() is None:
         if time.monotonic() > end:
-            (RUN / "STOP").touch()
+            (run_dir / "STOP").touch()
         time.sleep(1)
 
 
-def say_training() -> bool:
+def say_training(run_dir: Path) -> bool:
     """Print how long it trained and how much of it was waiting for data; whether that is little enough."""
-    steps = steps_of(read_metrics(RUN))
+    steps = steps_of(read_metrics(run_dir))
     waits = sum(record["data_wait_seconds"] for record in steps)
     times = [record["step_seconds"] for record in steps]
     share = waits / (sum(times) + waits)
@@ -83,9 +82,9 @@ def say_training() -> bool:
     return share < WAIT_LIMIT
 
 
-def judge() -> bool:
+def judge(run_dir: Path) -> bool:
     """Print the improvements over the unrepaired input; whether those wanted are above zero with their intervals."""
-    run = load_run(RUN)
+    run = load_run(run_dir)
     rows = evaluate(run, open_pitch_stream(run.hp, batch_size=4, num_workers=0))
     print(f"{run.checkpoint.name}, {len(rows)} validation items of {run.hp.task.valid_seconds:g} s")
     summary = summarise(rows)
@@ -104,12 +103,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--max-steps", type=int, default=8000, help="steps the learning rate is planned for")
+    parser.add_argument("--preset", default="pitch_wave_small")
     options = parser.parse_args()
+    run_dir = OUT / "pitch" / options.preset
     describe_machine()
     if options.minutes > 0:
-        train_for(options.minutes, options.max_steps)
-    is_fed = say_training()
-    return 0 if judge() and is_fed else 1
+        train_for(run_dir, options.preset, options.minutes, options.max_steps)
+    is_fed = say_training(run_dir)
+    return 0 if judge(run_dir) and is_fed else 1
 
 
 if __name__ == "__main__":
