@@ -23,7 +23,7 @@ else
 DEMO = data/fg/dataset.json
 endif
 
-BENCHES = shards mixing step startup exact context pedal_speed stop watch
+BENCHES = shards mixing step startup exact context pedal_speed features stop watch
 
 .PHONY: help env train test test-fast check lint types docs bench fuzz stops clusters clean
 

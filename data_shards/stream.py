@@ -188,10 +188,10 @@ def open_stream(
 ) -> MixStream:
     """Open the corpora that `hp` needs and no others.
 
-    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only, load_fg_only needs fg_dir only.
+    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only, load_fg_only and a codec fg_dir only.
 
     Args:
-        hp: hyper-parameters of a denoise run.
+        hp: hyper-parameters of a denoise or codec run.
         rank: this process among `world_size`.
         world_size: processes that share the draws.
         batch_size: rows of a batch; hp.batch_size_per_gpu when not given.
@@ -239,7 +239,7 @@ def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path | str]
     folders: dict[str, Path | str] = {}
     if settings.pair_fraction < 1:
         folders["fg"] = hp.fg_dir
-        if not hp.load_fg_only:
+        if not settings.load_fg_only:
             folders["bg"] = hp.bg_dir
             folders["rir"] = hp.rir_dir
     if settings.pair_fraction > 0 and hp.pair_dir is not None:

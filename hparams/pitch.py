@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -14,6 +15,7 @@ from hparams.numbers import (
     NonNegativeFloat,
     PositiveFloat,
     Seconds,
+    require_mel_samples,
     require_order,
 )
 from hparams.shifting import MOST_SEMITONES
@@ -26,6 +28,9 @@ Channels = Annotated[int, Field(gt=0, le=8192)]
 Count = Annotated[int, Field(ge=0, le=64)]
 Factor = Annotated[int, Field(gt=0, le=64)]
 Engine = Literal["signalsmith", "rubberband", "parselmouth", "phase_vocoder", "varispeed"]
+
+
+EXAMPLES = {"codec_weights": "runs/codec_small", "perceptual_weights": "cdpam.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,33 @@ class PitchHParams:
     stft_weight: Annotated[
         NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss; 44.1 kHz only")
     ] = 1.0
+    mel_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of the multi-scale mel loss of the DAC paper")
+    ] = 0.0
+    features_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of feature matching with the encoder of codec_weights")
+    ] = 0.0
+    codec_weights: Annotated[
+        Path | None,
+        Field(description="codec to listen with: a run folder, or a .safetensors file of a DacModel"),
+    ] = None
+    feature_blocks: Annotated[
+        tuple[Count, ...],
+        Field(min_length=1, description="blocks of its encoder whose residual units are matched, from 0 on"),
+    ] = (0, 1)
+    perceptual_weight: Annotated[
+        NonNegativeFloat, Field(description="weight of CDPAM's distance; needs perceptual_weights")
+    ] = 0.0
+    perceptual_weights: Annotated[
+        Path | None, Field(description="CDPAM's weights, a .safetensors file: docs/codec.md")
+    ] = None
+    is_balanced: Annotated[
+        bool,
+        Field(
+            description="these weights are how hard each term pulls at the output, in shares of each other, rather "
+            "than factors: the balancer of EnCodec"
+        ),
+    ] = False
     valid_items: Annotated[
         int, Field(gt=0, le=1_000_000, description="pairs on the fixed validation list")
     ] = 64
@@ -134,6 +166,13 @@ class PitchHParams:
                 f"{', '.join(f'task.{name}' for name in weights)} are all 0, so nothing would be learned; "
                 "set one above 0"
             )
+        for weight, file in (("features", "codec_weights"), ("perceptual", "perceptual_weights")):
+            if (getattr(self, f"{weight}_weight") > 0) != (getattr(self, file) is not None):
+                value, found = getattr(self, f"{weight}_weight"), getattr(self, file)
+                raise ValueError(
+                    f"task.{weight}_weight is {value:g} and task.{file} is {found or 'not set'}; give both, "
+                    f"such as task.{weight}_weight=1 task.{file}={EXAMPLES[file]}, or neither"
+                )
 
     def check(self, run: HParams) -> None:
         """Raises ValueError where a value does not go with one of the run."""
@@ -144,6 +183,8 @@ class PitchHParams:
                 f"task.window_size {self.window_size} is not an even number of two or more whole hops of hop_size "
                 f"{run.hop_size}; set it to a multiple such as {4 * run.hop_size}"
             )
+        if self.mel_weight:
+            require_mel_samples("training_seconds", run.training_seconds, run.wav_rate)
         if self.stride_samples > MOST_SAMPLES:
             raise ValueError(
                 f"task.factors {list(self.factors)} make a stride of {self.stride_samples} samples; lower them"

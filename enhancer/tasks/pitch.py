@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enhancer.losses.features import FeatureMatching
+from enhancer.losses.mel import MultiScaleMel
+from enhancer.losses.perceptual import PerceptualDistance
 from enhancer.losses.stft import MultiResolutionStft
 from enhancer.losses.waveform import waveform_l1
 from enhancer.losses.weighted import WeightedLoss
+from enhancer.models import cdpam
+from enhancer.models.dac_weights import encoder_of
 from enhancer.models.spec_unet import SpecUNet
 from enhancer.models.wave_unet import WaveUNet
 from enhancer.repair_metrics import DISTANCES, RepairDistance
@@ -22,6 +27,7 @@ from hparams.schema import HParams
 from hparams.shifting import ENGINES
 
 NUM_SHOWN = 4
+CODEC, CDPAM = "codec.", "cdpam."
 PEAK = 0.99
 MAX_GAIN_DB = 40.0
 """Largest gain on an input and its target: a near-silent crop stays quiet."""
@@ -29,7 +35,11 @@ SEMITONE_GROUPS = ((1, 3), (4, 7), (8, 12), (13, 24))
 
 
 class PitchTask:
-    """Trains, evaluates and shows a `WaveUNet` or `SpecUNet`. Batches are those of `data_shards.pitch_recipe`."""
+    """Trains, evaluates and shows a `WaveUNet` or `SpecUNet`. Batches are those of `data_shards.pitch_recipe`.
+
+    Of `constants` those whose names begin with CODEC or CDPAM are the weights of the networks that the losses listen
+    with. Judging and using a model needs none of them.
+    """
 
     name = "pitch"
     main_module = "repairer"
@@ -44,7 +54,13 @@ class PitchTask:
         terms: dict[str, Any] = {"l1": (self.own.l1_weight, waveform_l1)}
         if self.own.stft_weight:
             terms["stft"] = (self.own.stft_weight, MultiResolutionStft(hp.stft_cfgs))
-        self.loss = WeightedLoss(terms)
+        self.listeners = _listeners(hp, self.own, constants or {})
+        terms |= {
+            "mel": (self.own.mel_weight, MultiScaleMel(hp.wav_rate)),
+            "features": (self.own.features_weight, self.listeners.get("features", _unheard)),
+            "perceptual": (self.own.perceptual_weight, self.listeners.get("perceptual", _unheard)),
+        }
+        self.loss = WeightedLoss(terms, self.own.is_balanced)
         mel = MelSpectrogram(
             rate_hz=hp.wav_rate,
             n_fft=hp.n_fft,
@@ -84,15 +100,23 @@ class PitchTask:
         return [{"params": list(module.parameters())}]
 
     def to(self, device: torch.device) -> None:
-        """The task has no constants of its own."""
+        """Move the networks that the losses listen with to `device`."""
+        for listener in self.listeners.values():
+            listener.to(device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the balancer of the losses goes on from, where there is one."""
+        return self.loss.state()
 
     def step(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], update: Any
     ) -> dict[str, Tensor]:
         """One update; returns the loss and its terms."""
         heard, target = self.pair(batch)
-        total, terms = self.loss(self.repair(modules, heard, batch), target)
+        agreed = {"mean": update.mean} if self.own.is_balanced else {}
+        total, terms = self.loss(self.repair(modules, heard, batch), target, **agreed)
         update(self.main_module, total)
+        self.loss.settle()
         return {"loss": total.detach(), **terms}
 
     def evaluate(
@@ -143,3 +167,25 @@ class PitchTask:
         """What the model makes of `heard` [B, T]."""
         module = modules[self.main_module]
         return module(heard, batch["semitones"]) if self.own.is_conditioned else module(heard)
+
+
+def _listeners(
+    hp: HParams, own: PitchHParams, constants: Mapping[str, Tensor]
+) -> dict[str, FeatureMatching | PerceptualDistance]:
+    """The losses that listen with a network, by the name of their term, where its weights are given."""
+
+    def weights(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): value for name, value in constants.items() if name.startswith(prefix)
+        }
+
+    found: dict[str, FeatureMatching | PerceptualDistance] = {}
+    if own.features_weight and weights(CODEC):
+        found["features"] = FeatureMatching(encoder_of(weights(CODEC)).stages(own.feature_blocks))
+    if own.perceptual_weight and weights(CDPAM):
+        found["perceptual"] = PerceptualDistance(cdpam.cdpam_of(weights(CDPAM)), cdpam.RATE_HZ, hp.wav_rate)
+    return found
+
+
+def _unheard(estimate: Tensor, target: Tensor) -> Tensor:
+    raise ValueError("a loss listens with a network whose weights the task was not given as constants")

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile as sf
 
+from data_shards.build import build_corpus
+from data_shards.options import BuildOptions
 from data_shards.shifters import installed_engines
 from launch.demo_corpora import write_demo_pitch
 from tests.end_to_end.test_main_job import command, metrics, run_command
@@ -77,3 +81,40 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path
     assert "By group" in text and "Gradient norms before clipping" in text and "signalsmith" in text
     kept = {path.name for path in next((run / "samples").glob("step-*")).glob("*.wav")}
     assert {"0_shifted.wav", "0_estimate.wav", "0_target.wav"} <= kept
+
+
+def test_it_listens_with_a_codec_that_was_trained_here(pairs: Path, tmp_path: Path) -> None:
+    """A codec of the targets' rate, two steps old, from any foregrounds; then feature matching with its run folder."""
+    tones, codec, run = tmp_path / "tones", tmp_path / "codec", tmp_path / "run"
+    tones.mkdir()
+    for number in range(3):
+        wave = 0.2 * np.sin(2 * np.pi * 200 * (number + 1) * np.arange(44_100) / 44_100)
+        sf.write(tones / f"{number}.wav", wave, 44_100)
+    build_corpus("fg", [tones], tmp_path / "fg", BuildOptions("fg"))
+    small = {
+        "task.encoder_width": 2,
+        "task.decoder_width": 16,
+        "task.valid_items": 1,
+        "task.codebook_size": 8,
+    }
+    given = {
+        **small,
+        "fg_dir": tmp_path / "fg",
+        "max_steps": 2,
+        "warmup_steps": 1,
+        "nj": 0,
+        "valid_fraction": 0.4,
+    }
+    trained = run_command(*command("python", codec, given, "codec_small"))
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+
+    listening = {**TINY, "pair_dir": pairs, "max_steps": 3, "save_every": 3, "eval_every": 3}
+    missing = {**listening, "task.codec_weights": tmp_path / "none"}
+    refused = run_command(*command("python", run, missing, "pitch_codec"))
+    assert refused.returncode == 2
+    assert "is not there. Train one with `python launch/train.py --hparams codec_small`" in refused.stderr
+    done = run_command(*command("python", run, {**listening, "task.codec_weights": codec}, "pitch_codec"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = metrics(run, "step")
+    assert len(steps) == 3
+    assert all(record["features"] > 0 and record["features_weighted"] > 0 for record in steps)
