@@ -38,6 +38,8 @@ from hparams.fields import flat_values
 from hparams.schema import HParams
 
 EXIT_FAILED, EXIT_USER = 1, 2
+# A signal that a rank's children have met reaches the rank, or its word about it the others, within this.
+SIGNAL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
-                watch.leave_if_stopped()
                 watch.wait_for_cause()
+                watch.leave_if_stopped(SIGNAL_SECONDS)
                 if distributed.is_lost(error):
                     lost = distributed.lost(error, self.hp.comm_timeout_seconds)
                     run.status("failed", run.step, str(lost))
