@@ -6,6 +6,8 @@ import os
 
 import psutil
 
+from enhancer.engine.launcher import Launch
+
 GONE = "the launcher is gone"
 
 
@@ -23,6 +25,11 @@ class Ancestors:
         self._were_gone = any(_session(pid) != own for pid in self._pids[:num_in_session])
         if parent_pid is not None:
             self._pids[0] = parent_pid
+
+    @classmethod
+    def of(cls, launch: Launch) -> Ancestors:
+        """Those of a process that came to be as `launch` says. Best taken at its beginning, before it imports torch."""
+        return cls(launch.num_ancestors, launch.parent_pid, launch.num_in_session)
 
     def are_gone(self) -> bool:
         """Whether one of them has ended."""

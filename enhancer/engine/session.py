@@ -65,6 +65,8 @@ class Options:
     allow_data_change: bool = False
     """Go on with other corpora than the checkpoint was trained on."""
     seconds_per_example: float = 0.0
+    ancestors: Ancestors | None = None
+    """The launcher's processes when this one began; None: as they are now."""
     copies: RemoteFolder | None = None
     """Where copies of the run are kept, and a run folder without checkpoints is filled from."""
 
@@ -75,7 +77,7 @@ OpenTask = Callable[[HParams, Place], tuple[Task, Stream]]
 def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     """Train or go on training; the exit code. The user's mistakes are one text on rank 0's stderr."""
     launch = launcher.detect()
-    ancestors = Ancestors(launch.num_ancestors, launch.parent_pid, launch.num_in_session)
+    ancestors = options.ancestors or Ancestors.of(launch)
     backend_name = options.backend or launch.backend
     try:
         with meeting(launch.local_world_size, hp.hang_timeout_seconds, ancestors):
