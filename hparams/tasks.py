@@ -196,7 +196,8 @@ class PedalHParams:
     mse_weight: Annotated[NonNegativeFloat, Field(description="weight of the mean squared error")] = 0.0
     mae_weight: Annotated[NonNegativeFloat, Field(description="weight of the mean absolute error")] = 0.0
     stft_weight: Annotated[
-        NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss; 44.1 kHz only")
+        NonNegativeFloat,
+        Field(description="weight of the multi-resolution STFT loss, whose windows last as long at any rate"),
     ] = 0.0
 
     def __post_init__(self) -> None:

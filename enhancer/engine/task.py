@@ -64,7 +64,10 @@ class Task(Protocol):
         """Fresh modules by name, initialised from torch's current default generator, on the CPU."""
 
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
-        """Optimiser parameter groups of module `name`: dicts with `params` and options such as `weight_decay`."""
+        """Optimiser parameter groups of module `name`: dicts with `params` and options such as `weight_decay`.
+
+        `stacked` lists the ones whose first axis counts matrices, for optimisers that work on these.
+        """
 
     def to(self, device: torch.device) -> None:
         """Move the task's constants (windows, RIR spectra) to `device`."""
