@@ -13,6 +13,7 @@ import torch
 from data_shards.build import build_corpus
 from data_shards.options import BuildOptions
 from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus
+from data_shards.shifts import ShiftOptions
 from data_shards.string_notes import build_string_corpus
 from data_shards.synthetic_string import KarplusString
 from enhancer.engine.evaluate import summarise
@@ -22,13 +23,16 @@ from enhancer.engine.state import State
 from enhancer.engine.weights import write_weights
 from enhancer.inference import load_run
 from enhancer.tasks import TASKS
+from hparams.codec import CodecHParams
 from hparams.fields import kinds
 from hparams.load import dump
+from hparams.pitch import PitchHParams
 from hparams.schema import HParams
 from hparams.tasks import DenoiseHParams, StringHParams
 from launch.common import open_data
 from launch.evaluate import evaluate
 from tests.data_shards import pedal_audio
+from tests.data_shards.shift_audio import write_melodies
 
 RATE_HZ = 44_100
 EVALUATED = (20, 40)
@@ -75,6 +79,8 @@ def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     """A small run of `task`. `changes` go to the run, or to its task where it has such a field."""
     small = {"width": 2, "valid_items": 5, "valid_seconds": 0.5, "hidden_size": 4, "knobs": ("drive",)}
     small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200, "folds": 2}
+    small |= {"channels": (1, 4, 8), "blocks": (1, 1), "factors": (8, 4)}
+    small |= {"encoder_width": 2, "decoder_width": 32, "num_codebooks": 2, "codebook_size": 16}
     kind: type[Any] = kinds()[task]
     names = {each.name for each in dataclasses.fields(kind)}
     own = kind(**{name: value for name, value in {**small, **changes}.items() if name in names})
@@ -100,11 +106,22 @@ def note_corpus(root: Path) -> Path:
     return root / "strings"
 
 
+def pitch_corpus(root: Path) -> Path:
+    """Pairs of four short melodies, by the two engines that need nothing installed."""
+    write_melodies(root / "melodies", (0.3,) * 4, 1.5, RATE_HZ)
+    shift = ShiftOptions((-6, 6), ("varispeed", "phase_vocoder"), copies=2)
+    build_corpus("pitch", [root / "melodies"], root / "pitch", BuildOptions("pitch", workers=1, shift=shift))
+    return root / "pitch"
+
+
 def corpora_of(task: str, root: Path) -> dict[str, Path]:
-    """What `task` learns from: mixes, notes of a string, or for all others a device."""
+    """What `task` learns from: mixes, notes of a string, shifted pairs, or for all others a device."""
     if kinds()[task] is StringHParams:
         return {"note_dir": note_corpus(root)}
-    return mix_corpora(root) if kinds()[task] is DenoiseHParams else {"pair_dir": device_corpus(root)}
+    if kinds()[task] is PitchHParams:
+        return {"pair_dir": pitch_corpus(root)}
+    is_of_mixes = kinds()[task] in (DenoiseHParams, CodecHParams)
+    return mix_corpora(root) if is_of_mixes else {"pair_dir": device_corpus(root)}
 
 
 def make_run(folder: Path, hp: HParams, seed: int = 0) -> Path:
