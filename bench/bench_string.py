@@ -26,7 +26,7 @@ from bench.common import describe_machine
 from data_shards.string_stream import open_string_stream
 from data_shards.synthetic_string import KarplusString, draw_string
 from enhancer.inference import TrainedRun, load_run
-from enhancer.signal.decay import audible_bands, octave_levels, octave_t60
+from enhancer.signal.decay import OCTAVE_CENTRES_HZ, audible_bands, octave_levels, octave_t60
 from enhancer.tasks.string import StringTask
 
 UNSEEN_SEED = 7_654_321
@@ -80,6 +80,7 @@ def row_of_tone(string: KarplusString, history_samples: int) -> dict[str, Tensor
         "note": wave[None, :count],
         "t60": torch.where(audible_bands(levels, NO_BAND_DB) > 0, t60, math.nan),
         "decay_db": torch.zeros(1),
+        "t60_range_db": torch.full((1, len(OCTAVE_CENTRES_HZ)), math.nan),
         **{name: torch.tensor([value]) for name, value in values.items()},
     }
 

@@ -30,6 +30,7 @@ from enhancer.models.string_filter import (
     lagrange,
 )
 from enhancer.models.string_loop import Loop, generate, rollout
+from enhancer.models.string_tuning import tuned
 
 LARGEST_SHARE = 0.8
 """Of the loss at f0 that the filters take; the rest is lost at all frequencies alike, and the network's to modulate."""
@@ -105,8 +106,11 @@ class PluckedString(nn.Module):
         position: PerRow,
         t60: Float[Tensor, "batch band"],
         decay_db: PerRow,
+        t60_range_db: Float[Tensor, "batch band"] | None = None,
     ) -> Float[Tensor, "batch sample"]:
         """What the string does after `history`, `num_samples` long, with nothing going in any more.
+
+        Without gradients, a bounded string that hears `t60` is tuned by trial runs until it has it (`string_tuning`).
 
         Args:
             history: two periods of each string or more.
@@ -116,13 +120,23 @@ class PluckedString(nn.Module):
             t60: seconds in the bands of OCTAVES_HZ; NaN where it is not known, but not in all bands of a row if it is
                 among the controls.
             decay_db: level of the history against that at the start of the note.
+            t60_range_db: how far each band had fallen where the line that `t60` is of ended; NaN or None: 60 dB.
 
         Raises ValueError where a string is too high or its history too short.
         """
         self._check(history, f0_hz)
-        loop = self.loop(history, f0_hz, velocity, position, t60, decay_db)
-        run = rollout if torch.is_grad_enabled() else generate
-        return run(loop, history.float(), num_samples)
+        controls = (f0_hz, velocity, position, t60, decay_db)
+        past = history.float()
+        if torch.is_grad_enabled():
+            return rollout(self.loop(history, *controls), past, num_samples)
+        if not (self.is_bounded and "t60" in self.controls):
+            return generate(self.loop(history, *controls), past, num_samples)
+
+        def loop_of(change: Tensor) -> Loop:
+            return self.loop(history, *controls, change)
+
+        loop = tuned(loop_of, past, num_samples, self.rate_hz, f0_hz, t60, t60_range_db)
+        return generate(loop, past, num_samples)
 
     def loop(
         self,
@@ -132,15 +146,20 @@ class PluckedString(nn.Module):
         position: PerRow,
         t60: Float[Tensor, "batch band"],
         decay_db: PerRow,
+        change: Float[Tensor, "batch band"] | None = None,
     ) -> Loop:
-        """The loop of each row, as it begins after `history`."""
+        """The loop of each row, as it begins after `history`; losses are multiplied by exp(change) in each band."""
         features = self._features(f0_hz, velocity, position, t60)
         wanted = self._loss_per_band(features, f0_hz, t60)
-        delay, fir, nepers, base = self._filters(wanted, f0_hz)
+        if change is not None:
+            wanted = wanted * change.exp()
+        delay, fir, cut, base = self._filters(wanted, f0_hz)
         period = self.rate_hz / f0_hz.double()
         recent = fir.new_zeros(3)
         if not self.is_bounded:
-            fir, nepers, base = fir + self.taps.double(), torch.zeros_like(nepers), torch.zeros_like(base)
+            # Of the filters what delays is left.
+            cut = torch.cat([torch.zeros_like(cut[:, :-1]), cut[:, -1:]], 1)
+            fir, base = fir + self.taps.double(), torch.zeros_like(base)
             recent = self.recent
         at_f0 = at_frequencies(wanted, band_places(f0_hz), f0_hz[:, None])[:, 0]
         energy = history.double().square().mean(1) + 1e-20
@@ -157,7 +176,7 @@ class PluckedString(nn.Module):
         return Loop(
             fir=fir.float(),
             recent=recent.float(),
-            cut=-torch.expm1(-nepers).float(),
+            cut=cut.float(),
             loss=base.float(),
             **network,
             delay=delay,
@@ -219,7 +238,7 @@ class PluckedString(nn.Module):
         return loss * correction.exp()
 
     def _filters(self, wanted: Tensor, f0_hz: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """delay [B], fir [B, 7], nepers [B, sections], base [B]: at f0 one period long and as lossy as wanted."""
+        """delay [B], fir [B, 7], cut [B, sections], base [B]: at f0 one period long and as lossy as wanted."""
         batch, own_hz = len(f0_hz), f0_hz.double()[:, None]
         places = band_places(f0_hz)
         grid = torch.tensor(FIT_HZ, dtype=torch.float64).clamp_max(0.48 * self.rate_hz).expand(batch, -1)
@@ -229,7 +248,7 @@ class PluckedString(nn.Module):
         weight[:, len(FIT_HZ) :] = 3.0
         on_grid, at_f0 = at_frequencies(wanted, places, grid), at_frequencies(wanted, places, own_hz)[:, 0]
         period = self.rate_hz / own_hz[:, 0]
-        offset = period - period.round()
+        _, offset, is_half = self.sections.split_delay(period, own_hz[:, 0])
         for _ in range(2):
             lost = fractional_loss(offset.detach(), grid, self.rate_hz)
             nepers, _ = self.sections.fit(on_grid, grid, weight, lost)
@@ -240,9 +259,8 @@ class PluckedString(nn.Module):
             nepers = torch.cat([nepers, at_dc], 1)
             base = (at_f0 - self.sections.loss(nepers, own_hz)[:, 0]).clamp_min(0)
             exact = period - self.sections.phase_delay(nepers, own_hz[:, 0])
-            delay = exact.detach().round()
-            offset = exact - delay
-        return delay.long(), lagrange(offset), nepers, base
+            delay, offset, is_half = self.sections.split_delay(exact, own_hz[:, 0])
+        return delay.long(), lagrange(offset), self.sections.cut(nepers, is_half), base
 
     def _check(self, history: Tensor, f0_hz: Tensor) -> None:
         highest, longest = float(f0_hz.max()), self.rate_hz / float(f0_hz.min())

@@ -35,6 +35,7 @@ def batch_of(rows: int = 2, seconds: float = 0.25, first_draw: int = 0) -> dict[
         "t60": torch.full((rows, 9), 2.0),
         "time": torch.zeros(rows),
         "decay_db": torch.zeros(rows),
+        "t60_range_db": torch.full((rows, 9), math.nan),
     }
 
 
