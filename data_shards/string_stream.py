@@ -83,6 +83,8 @@ class StringStream:
     valid_frames: int
     """Longest validation item, its history included."""
     is_level_balanced: bool
+    start_share: float
+    """Of the draws that begin with the note."""
     rate_hz: int
     fingerprint: str
     """That of the corpus."""
@@ -95,7 +97,9 @@ class StringStream:
         """(row of `train`, first frame) of a draw: a pure function of (seed, draw)."""
         row = sample_of_draw(self.seed, draw, len(self.train), "string")
         note = self.train[row]
-        uniform = generator(self.seed, draw, "string-window").random()
+        uniform, other = generator(self.seed, draw, "string-window").random(2)
+        if other < self.start_share:
+            return row, 0
         return row, note.start_at(uniform, len(note.wave) - self.window_frames, self.is_level_balanced)
 
     def training_batch(self, draws: range) -> Batch:
@@ -223,6 +227,7 @@ def open_string_stream(
         history_frames=history_frames,
         valid_frames=valid_frames,
         is_level_balanced=own.is_level_balanced,
+        start_share=own.start_share,
         rate_hz=corpus.rate_hz,
         fingerprint=corpus.fingerprint,
         rank=rank,

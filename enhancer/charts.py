@@ -35,8 +35,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 class Line:
     """One curve. `x`, `y` and the edges `low`, `high` of a band around it: float [N]; NaN in `y` is a gap.
 
-    `tone` says what it stands for, which gives it its colour: `input`, `target`, `baseline`, or `0`, `1`, ... for one of
-    several estimates or runs. A `target` is drawn wide and pale, an `input` dashed, a `baseline` dotted.
+    `tone` says what it stands for, which gives it its colour: `input`, `target`, `baseline`, or `0`, `1`, ... for one
+    of several estimates or runs. A `target` is drawn wide and pale, an `input` dashed, a `baseline` dotted.
     """
 
     name: str

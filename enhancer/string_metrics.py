@@ -94,9 +94,9 @@ def string_metrics(
 
     Returns:
         t60_error, t60_worst_error: |T60 / T60 of the target - 1|, mean and worst of the octave bands that are judged:
-            that hold a partial of f0, begin within AUDIBLE_DB of the loudest and whose target falls by 10 dB or more
-            before it is NOISE_MARGIN_DB above the noise. Both are fitted down to the same level. At most LARGEST_ERROR
-            a band.
+            that hold a partial of f0, begin within AUDIBLE_DB of the loudest and whose target falls by 10 dB or
+            more before it is NOISE_MARGIN_DB above the noise. Both are fitted down to the same level. At most
+            LARGEST_ERROR a band.
         t60_bands: how many bands that were.
         t60_unsteady_bands: of how many of them the target itself says no T60 to STEADY_SHARE: without the first or the
             last tenth of what is fitted its T60 is another by more. They are judged all the same.
@@ -125,7 +125,7 @@ def named_failures(row: Mapping[str, Any]) -> list[str]:
 
 
 def beside_linear(own: Mapping[str, float], linear: Mapping[str, float]) -> dict[str, float]:
-    """Of the metrics `linear` of a plain linear filter those that a model is held against, and how much lower its are."""
+    """The metrics of a plain linear filter that a model is held against, and by how much the model's own are below."""
     beside = {f"linear_{name}": linear[name] for name in (*HELD_AGAINST, "num_failures")}
     return beside | {f"{name}_below_linear": linear[name] - own[name] for name in HELD_AGAINST}
 
@@ -204,8 +204,8 @@ def _row_metrics(
 
 
 MEASURED = (
-    "t60_error", "t60_worst_error", "t60_bands", "t60_unsteady_bands", "t60_whole_error", "f0_error_cents", "end_dc_dbfs",
-    "energy_gain_db_per_period", "energy_gain_max_db", "level_error_db", "spectral_distance",
+    "t60_error", "t60_worst_error", "t60_bands", "t60_unsteady_bands", "t60_whole_error", "f0_error_cents",
+    "end_dc_dbfs", "energy_gain_db_per_period", "energy_gain_max_db", "level_error_db", "spectral_distance",
 )  # fmt: skip
 
 

@@ -30,12 +30,13 @@ from enhancer.models.string_filter import (
     lagrange,
 )
 from enhancer.models.string_loop import Loop, generate, rollout
+from enhancer.models.string_stages import Stages, later_drop, slower, split_history
 from enhancer.models.string_tuning import tuned
 
 LARGEST_SHARE = 0.8
 """Of the loss at f0 that the filters take; the rest is lost at all frequencies alike, and the network's to modulate."""
 MIDDLE_HZ, MIDDLE_SECONDS = 220.0, 2.0
-LARGEST_CORRECTION, OF_MEASURED = 1.5, 0.05
+LARGEST_CORRECTION, OF_MEASURED = 1.5, 0.5
 """By which a loss is corrected, up to a factor of its exponential: a guessed decay, and one that was measured."""
 CORRECTION_UNITS = 16
 FAST_PERIODS, SLOW_PERIODS = 4.0, 32.0
@@ -57,6 +58,7 @@ class PluckedString(nn.Module):
         is_odd: -x makes -y, by construction.
         has_quarter_taps: it hears samples a quarter of a period ago.
         has_decay_state: it hears how far the note has decayed and how fast.
+        has_two_stages: two bounded loops side by side, for what falls fast at first and what rings on.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PluckedString(nn.Module):
         is_odd: bool = True,
         has_quarter_taps: bool = False,
         has_decay_state: bool = True,
+        has_two_stages: bool = False,
     ) -> None:
         super().__init__()
         self.rate_hz, self.controls = rate_hz, tuple(controls)
@@ -92,6 +95,8 @@ class PluckedString(nn.Module):
             nn.init.zeros_(self.output.bias)
         if num_layers > 1:
             self.hidden = nn.Linear(hidden, hidden)
+        others = len([name for name in self.controls if name != "t60"])
+        self.stages = Stages(others) if has_two_stages and is_bounded else None
         if not is_bounded:
             self.taps = nn.Parameter(torch.zeros(7))
             self.recent = nn.Parameter(torch.zeros(3))
@@ -107,6 +112,7 @@ class PluckedString(nn.Module):
         t60: Float[Tensor, "batch band"],
         decay_db: PerRow,
         t60_range_db: Float[Tensor, "batch band"] | None = None,
+        time: PerRow | None = None,
     ) -> Float[Tensor, "batch sample"]:
         """What the string does after `history`, `num_samples` long, with nothing going in any more.
 
@@ -121,22 +127,39 @@ class PluckedString(nn.Module):
                 among the controls.
             decay_db: level of the history against that at the start of the note.
             t60_range_db: how far each band had fallen where the line that `t60` is of ended; NaN or None: 60 dB.
+            time: seconds since the note began when the history begins; None: 0.
 
         Raises ValueError where a string is too high or its history too short.
         """
         self._check(history, f0_hz)
         controls = (f0_hz, velocity, position, t60, decay_db)
-        past = history.float()
-        if torch.is_grad_enabled():
-            return rollout(self.loop(history, *controls), past, num_samples)
-        if not (self.is_bounded and "t60" in self.controls):
-            return generate(self.loop(history, *controls), past, num_samples)
+        seconds = torch.zeros_like(f0_hz) if time is None else time
 
-        def loop_of(change: Tensor) -> Loop:
-            return self.loop(history, *controls, change)
+        def ring(change: Tensor | None, count: int) -> Tensor:
+            return self._ring(history.float(), count, controls, seconds, change)
 
-        loop = tuned(loop_of, past, num_samples, self.rate_hz, f0_hz, t60, t60_range_db)
-        return generate(loop, past, num_samples)
+        if torch.is_grad_enabled() or not (self.is_bounded and "t60" in self.controls):
+            return ring(None, num_samples)
+        return ring(tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db), num_samples)
+
+    def _ring(
+        self, history: Tensor, count: int, controls: Sequence[Tensor], seconds: Tensor, change: Tensor | None
+    ) -> Tensor:
+        run = rollout if torch.is_grad_enabled() else generate
+        if self.stages is None:
+            return run(self.loop(history, *controls, change), history, count)
+        f0_hz, velocity, position, t60, _ = controls
+        features = self._features(f0_hz, velocity, position, t60)
+        loss = self._loss_per_band(features, f0_hz, t60)
+        others = self._features(f0_hz, velocity, position, None)
+        drop, log_ratio = self.stages(others, f0_hz, loss)
+        own = slower(drop, log_ratio, loss, f0_hz)
+        change = own if change is None else own + change
+        drop = later_drop(drop, log_ratio, loss * change.exp(), f0_hz * seconds)
+        both = torch.cat(split_history(history, drop, f0_hz, self.sections))
+        doubled = [torch.cat([control, control]) for control in controls]
+        waves = run(self.loop(both, *doubled, torch.cat([change, change + log_ratio])), both, count)
+        return waves[: len(history)] + waves[len(history) :]
 
     def loop(
         self,
@@ -216,15 +239,16 @@ class PluckedString(nn.Module):
             "b3": self.output.bias,
         }
 
-    def _features(self, f0_hz: Tensor, velocity: Tensor, position: Tensor, t60: Tensor) -> Tensor:
+    def _features(self, f0_hz: Tensor, velocity: Tensor, position: Tensor, t60: Tensor | None) -> Tensor:
+        """The controls as a network hears them; without those of `t60` where it is None."""
         columns = {
             "f0": 0.5 * torch.log2(f0_hz / MIDDLE_HZ)[:, None],
             "velocity": (2 * velocity.nan_to_num(0.5) - 1)[:, None],
             "position": (4 * (position.nan_to_num(0.25) - 0.25))[:, None],
         }
-        if "t60" in self.controls:
+        if t60 is not None and "t60" in self.controls:
             columns["t60"] = (filled(t60, f0_hz) / MIDDLE_SECONDS).log().clamp(-4, 4)
-        return torch.cat([columns[name].float() for name in self.controls], 1)
+        return torch.cat([columns[name].float() for name in self.controls if name in columns], 1)
 
     def _loss_per_band(self, features: Tensor, f0_hz: Tensor, t60: Tensor) -> Tensor:
         """Nepers per period that each octave band should lose, float64 [B, bands]."""

@@ -19,7 +19,7 @@ from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import HParams
 from hparams.tasks import StringHParams
 
-CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db", "t60_range_db")
+CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db", "t60_range_db", "time")
 """Columns of a batch that the model takes beside the history."""
 
 
@@ -51,9 +51,9 @@ class StringTask:
 
     def build(self) -> dict[str, nn.Module]:
         """A fresh string."""
-        return {self.main_module: self._string(self.own.num_layers)}
+        return {self.main_module: self._string(self.own.num_layers, self.own.has_two_stages)}
 
-    def _string(self, num_layers: int) -> PluckedString:
+    def _string(self, num_layers: int, has_two_stages: bool) -> PluckedString:
         own = self.own
         return PluckedString(
             rate_hz=self.hp.wav_rate,
@@ -64,13 +64,14 @@ class StringTask:
             is_odd=own.symmetry == "odd",
             has_quarter_taps=own.has_quarter_taps,
             has_decay_state=own.has_decay_state,
+            has_two_stages=has_two_stages,
         )
 
     def plain(self, device: torch.device) -> PluckedString:
         """The plain linear filter that is told the same of a note and has learned nothing."""
         # Built when it is needed, without taking random numbers from training.
         with torch.random.fork_rng(devices=[]):
-            return self._string(0).to(device).eval()
+            return self._string(0, False).to(device).eval()
 
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
@@ -114,7 +115,7 @@ class StringTask:
     ) -> list[dict[str, float]]:
         """`string_metrics` of each row, which runs on its own from the end of the attack on, beside the plain filter's.
 
-        `linear_...` are those of the plain linear filter on the same row, `..._below_linear` its errors less the own ones.
+        `linear_...` are those of the plain linear filter on the same row, `..._below_linear` what its errors are more.
         """
         rows = self._judged(modules[self.main_module], batch)
         plain = self._judged(self.plain(batch["note"].device), batch)
@@ -127,9 +128,9 @@ class StringTask:
         return [{name: column[row] for name, column in values.items()} for row in range(len(estimate))]
 
     def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The history, what comes of it, `estimate`, the note itself, `target`, and the plain linear filter, [B, T] each.
+        """`history`, `estimate`, `target` and what the plain linear filter makes of the same history, [B, T] each.
 
-        `history` is what the model heard, silent where it runs on its own.
+        `history` is what the model heard, silent where it runs on its own; all others begin with it.
         """
         estimate, target = self._estimate(modules[self.main_module], batch)
         plain, _ = self._estimate(self.plain(batch["note"].device), batch)
@@ -148,9 +149,7 @@ class StringTask:
         show_sounds(media, 0, first, self.hp.wav_rate)
         show_charts(media, 0, first, self.hp.wav_rate)
 
-    def _estimate(
-        self, module: nn.Module, batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _estimate(self, module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Estimate and target after the history, [B, T - history]."""
         history = batch["note"][:, : self.history_samples]
         target = batch["note"][:, self.history_samples :]

@@ -64,6 +64,7 @@ def test_a_string_has_its_decay_curves_and_its_failures_in_words(
     assert document.texts.count("Decay") == 3
     assert "Decay in the octave around 250 Hz" in document.texts
     assert "T60 error" in document.texts and "End DC (dBFS)" in document.texts
+    assert "linear filter" in document.texts and "Linear T60 worst error" in document.texts
     assert "in words" in document.texts and "no failure" in document.texts
 
 
