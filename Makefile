@@ -11,18 +11,21 @@ TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.ready
 
-# A preset of a device learns from the simulated one, of a string from synthetic notes, all others from the demo mixes.
+# A preset of a device learns from the simulated one, of a string from synthetic notes, of pitch
+# repair from synthetic music shifted and shifted back, all others from the demo mixes.
 ifneq ($(filter pedal%,$(PRESET)),)
 DEMO = data/pedal/dataset.json
 else ifneq ($(filter string%,$(PRESET)),)
 DEMO = data/string/dataset.json
+else ifneq ($(filter pitch%,$(PRESET)),)
+DEMO = data/pitch/dataset.json
 else
 DEMO = data/fg/dataset.json
 endif
 
-BENCHES = shards mixing step startup exact context pedal_speed
+BENCHES = shards mixing step startup exact context pedal_speed features stop watch
 
-.PHONY: help env train test test-fast check lint types docs bench fuzz clusters clean
+.PHONY: help env train test test-fast check lint types docs bench fuzz stops clusters clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +59,10 @@ data/string/dataset.json: | env
 	@echo "== demo corpus: synthetic Karplus-Strong notes of known pitch and decay into data/string (a minute)"
 	@$(BIN)/python launch/demo_corpora.py --kind string
 
+data/pitch/dataset.json: | env
+	@echo "== demo corpus: synthetic notes and voices, shifted in pitch and back, into data/pitch (a minute)"
+	@$(BIN)/python launch/demo_corpora.py --kind pitch
+
 test: env  ## all tests
 	@echo "== tests"
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -81,6 +88,9 @@ bench: env  ## the measurements, one after another (half an hour; on an idle mac
 		$(BIN)/python -m bench.bench_$$name || failed="$$failed $$name"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "== short of the figure wanted:$$failed"; exit 1; fi
+
+stops: env  ## every way to stop a run at every moment of it (89 cells; half an hour)
+	@WAVEWRIGHT_STOPS=1 $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests/end_to_end/test_stops.py
 
 clusters: env  ## runs on a real Slurm and over two network namespaces of this machine (root; a quarter of an hour)
 	@WAVEWRIGHT_CLUSTERS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/clusters

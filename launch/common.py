@@ -20,6 +20,7 @@ INTERRUPTED = 130
 # As when a corpus is built (`data_shards.ingest`), which commands that only use a model do not import.
 SOURCE_RATES_HZ = (1_000, 768_000)
 MOST_FRAMES_PER_BYTE = 8192
+HIGHEST_LEVEL = 1e6
 
 
 def reports_user_errors(command: Command) -> Command:
@@ -63,6 +64,10 @@ def open_data(hp: HParams, **place: Any) -> Any:
         from data_shards.string_stream import open_string_stream
 
         return open_string_stream(hp, **place)
+    if hp.task.name == "pitch":
+        from data_shards.pitch_stream import open_pitch_stream
+
+        return open_pitch_stream(hp, **place)
     from data_shards.stream import open_stream
 
     return open_stream(hp, **place)

@@ -1,7 +1,8 @@
 """Checkpoints that appear whole or not at all, list their contents, and restore exactly or refuse.
 
     RUN/checkpoints/step-0000500/   manifest.json, the backend's files, NAME.average.safetensors where weights
-                                are averaged, rng-rank00000.safetensors per rank
+                                are averaged, task.state where the task goes on from tensors of its own,
+                                rng-rank00000.safetensors per rank
                     LATEST, BEST    the name of one of the folders
 
 All ranks copy what they have to host memory and write it into a folder of a temporary name, beside training where that
@@ -15,10 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from enhancer.engine import atomic, distributed, host_rng, rng
 from enhancer.engine.average import WeightAverage
@@ -40,10 +43,13 @@ from enhancer.engine.retention import Retention
 from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.state import State
 from enhancer.engine.versions import versions
-from enhancer.engine.weights import read_weights_file, write_file
+from enhancer.engine.weights import read_state, read_weights_file, write_file
 from hparams.errors import UserError
 
+_TASK_FILE = "task.state"
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
+# Ranks that wait for a write ask each other this often whether all are done.
+_TURN_SECONDS = 0.2
 # What torch, DeepSpeed and the random generators raise for tensors of other names, types and shapes.
 _OF_OTHER_MODULES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError)
 
@@ -105,6 +111,8 @@ class Checkpoints:
     ) -> None:
         self.folder = folder / "checkpoints"
         self.record = {"versions": versions() if distributed.is_main() else {}, **record}
+        self.task_state: Mapping[str, Tensor] = {}
+        """Tensors of the task that every checkpoint holds and `restore` fills, the same on every rank."""
         self.skipped: list[str] = []
         """What was wrong with the newer checkpoints that `latest_valid` passed over."""
         self.saved: deque[Saved] = deque()
@@ -138,7 +146,7 @@ class Checkpoints:
         final = self.folder / folder_name(state.step)
         is_last = self._last == final
         if is_best or not is_last:
-            self.finish()
+            self.finish_together()
             temporary = distributed.on_main(lambda: self._publisher.prepare(final, is_known=is_last))
             if temporary is None:
                 distributed.on_main(lambda: self._publisher.point(final, is_best=is_best))
@@ -146,13 +154,14 @@ class Checkpoints:
                 files = self._capture(final, temporary, backend, average)
                 record = {**self.record, **backend.describe()}
                 snapshot = _Snapshot(state, record, files, is_best, final, temporary)
-                if self._writer is None or is_waiting:
+                if self._writer is None:
                     self._commit(snapshot, started, is_beside=False)
                 else:
-                    self._writer.start(lambda: self._commit(snapshot, started, is_beside=True))
+                    commit = partial(self._commit, snapshot, started, is_beside=not is_waiting)
+                    self._writer.start(commit, is_urgent=is_waiting)
             self._last = final
         if is_waiting:
-            self.finish()
+            self.finish_together()
         return final
 
     def finish(self) -> None:
@@ -168,10 +177,27 @@ class Checkpoints:
             self._last = None
             raise
 
-    def finish_copies(self) -> None:
-        """`finish`, and wait until the last checkpoint is copied. Raises CopyError on all ranks alike."""
+    def finish_together(self) -> None:
+        """`finish`, called by all ranks. The write may take its time, but a rank that is lost meanwhile is noticed."""
+        while self._writer is not None and not distributed.all_agree(self._writer.is_done(_TURN_SECONDS)):
+            continue
         self.finish()
-        distributed.on_main(lambda: self._copies.finish() if self._copies else None)
+
+    def finish_copies(self, most_seconds: float) -> bool:
+        """`finish_together`, and wait until the last checkpoint is copied; False where it is not after `most_seconds`.
+
+        Raises CopyError on all ranks alike.
+        """
+        self.finish_together()
+        deadline = time.monotonic() + most_seconds
+        is_copied = is_late = False
+        while not (is_copied or is_late):
+            # Ranks without copies must hear something now and then: comm_timeout_seconds is for those that are lost.
+            is_copied = self._copies is None or self._copies.is_done(_TURN_SECONDS)
+            is_copied, is_late = distributed.broadcast((is_copied, time.monotonic() > deadline))
+        if is_copied:
+            distributed.on_main(lambda: self._copies.finish() if self._copies else None)
+        return is_copied
 
     def latest_valid(self) -> Checkpoint | None:
         """The newest checkpoint whose every byte verifies, None in a fresh run. Called by all ranks.
@@ -195,6 +221,8 @@ class Checkpoints:
             backend.load(checkpoint.folder)
             if average is not None:
                 average.load(checkpoint.folder, checkpoint.state.step)
+            if self.task_state:
+                _fill(self.task_state, read_state(checkpoint.folder / _TASK_FILE))
             states = read_weights_file(checkpoint.folder / name)
             rng.restore(states)
             host_rng.restore(states)
@@ -220,6 +248,8 @@ class Checkpoints:
         files = backend.capture(memory)
         if average is not None and distributed.is_main():
             files |= average.capture(memory)
+        if self.task_state and distributed.is_main():
+            files[_TASK_FILE] = memory.state(dict(self.task_state))
         memory.wait()
         if self._writer is not None:
             self._memory = memory
@@ -263,6 +293,18 @@ class Checkpoints:
                 "Restore one from a backup, or start afresh with another --run-dir."
             )
         return None, skipped
+
+
+def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Put `values` of the same names, types and shapes into `tensors`. Raises ValueError for any others."""
+    forms = [
+        {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in each.items()}
+        for each in (tensors, values)
+    ]
+    if forms[0] != forms[1]:
+        raise ValueError(f"{_TASK_FILE} holds {forms[1]}; needed {forms[0]}")
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
 
 
 def _write(folder: Path, files: Files) -> tuple[dict[str, Entry], str]:

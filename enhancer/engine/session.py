@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from enhancer.engine import denormals, distributed, launcher
+from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoint, Checkpoints
@@ -24,13 +25,13 @@ from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
 from enhancer.engine.monitor import Monitor
-from enhancer.engine.pulse import Pulse
+from enhancer.engine.pulse import BUILDING, Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.state import State
-from enhancer.engine.stop import Stop, listening
-from enhancer.engine.task import Stream, Task
+from enhancer.engine.stop import EXIT_INTERRUPTED, LEFT, Stop, listening
+from enhancer.engine.task import Remembering, Stream, Task
 from enhancer.engine.watch import watching
 from hparams.errors import UserError
 from hparams.fields import flat_values
@@ -72,16 +73,17 @@ OpenTask = Callable[[HParams, Place], tuple[Task, Stream]]
 def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     """Train or go on training; the exit code. The user's mistakes are one text on rank 0's stderr."""
     launch = launcher.detect()
+    ancestors = Ancestors(launch.num_ancestors, launch.parent_pid, launch.num_in_session)
     backend_name = options.backend or launch.backend
     try:
-        with meeting(launch.local_world_size, hp.hang_timeout_seconds):
+        with meeting(launch.local_world_size, hp.hang_timeout_seconds, ancestors):
             machine = _join(backend_name, hp)
         launcher.set_threads(launch)
         say(
             f"{backend_name} backend, {distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
         )
         with denormals.flushed():
-            return _Session(hp, options, open_task, launch, backend_name, machine).train()
+            return _Session(hp, options, open_task, launch, ancestors, backend_name, machine).train()
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return EXIT_USER
@@ -127,6 +129,7 @@ class _Session:
     options: Options
     open_task: OpenTask
     launch: Launch
+    ancestors: Ancestors
     backend_name: str
     machine: Any
     """What `_join` gave."""
@@ -135,19 +138,21 @@ class _Session:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
         remote = self.options.copies
         fetch = partial(fetch_run, remote, say=say) if remote else None
-        with meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds):
+        with meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds, self.ancestors):
             run = Run.open(self.options.run_folder, self.hp, fetch)
-        launch, pulse = self.launch, Pulse()
+        pulse = Pulse()
         with (
             closing(run),
-            listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop,
-            watching(run, pulse, self.hp) as watch,
+            listening(run.folder, self.ancestors) as stop,
+            watching(run, pulse, self.hp, stop) as watch,
         ):
+            stop.before_leaving = lambda: run.status("preempted", run.step, LEFT, EXIT_INTERRUPTED)
             try:
                 with ExitStack() as stack:
                     try:
                         job, state = self._prepare(run, stop, pulse, stack)
                     except (UserError, OSError):
+                        watch.leave_if_stopped()
                         run.take_back()
                         raise
                     return fit(job, state).exit_code
@@ -155,6 +160,7 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
+                watch.leave_if_stopped()
                 watch.wait_for_cause()
                 if distributed.is_lost(error):
                     lost = distributed.lost(error, self.hp.comm_timeout_seconds)
@@ -175,7 +181,7 @@ class _Session:
         batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
         place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
         say("opening the corpora and building the model")
-        pulse.mark("building the model", run.step)
+        pulse.mark(BUILDING, run.step)
         # The same weights on all ranks; what is drawn while training differs between them.
         torch.manual_seed(hp.seed)
         is_fresh = checkpoint is None
@@ -188,6 +194,7 @@ class _Session:
             fingerprint=stream.fingerprint,
             hparams=flat_values(hp),
         )
+        checkpoints.task_state = task.state() if isinstance(task, Remembering) else {}
         average = _average(hp, task, backend)
         state = self._resume(checkpoints, checkpoint, backend, average, stream.fingerprint)
         monitor = distributed.together(lambda: Monitor.open(run.folder, hp.max_steps, state.step))

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import start_ranks, status, wait, wait_until
 
+from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.batches import Batches
 from enhancer.engine.launcher import PARENT_VARIABLE, detect
 from enhancer.engine.stop import Stop, listening
@@ -31,7 +32,7 @@ def started(run: Path):
 
 def test_a_signal_is_a_request_and_the_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with listening(tmp_path, 0) as stop:
+    with listening(tmp_path, Ancestors(0)) as stop:
         assert not stop.is_requested
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -47,7 +48,7 @@ def test_a_forked_worker_does_not_hear_the_signals_of_its_rank():
 
 
 def test_a_stop_file_is_a_request(tmp_path):
-    with listening(tmp_path, 0) as stop:
+    with listening(tmp_path, Ancestors(0)) as stop:
         (tmp_path / "STOP").touch()
         wait_until(lambda: stop.is_requested, 5, "the request")
     assert "STOP" in stop.reason
@@ -57,8 +58,9 @@ def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
     # runner -> launch -> rank: the runner is killed, launch lives on and says nothing.
     rank = (
         "import sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
+        "from enhancer.engine.ancestors import Ancestors\n"
         "folder = Path(sys.argv[1])\n"
-        "with listening(folder, 2) as stop:\n"
+        "with listening(folder, Ancestors(2)) as stop:\n"
         "    (folder / 'ready').touch()\n"
         "    end = time.time() + 20\n"
         "    while not stop.is_requested and time.time() < end: time.sleep(0.05)\n"
@@ -78,10 +80,10 @@ def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
 def test_a_starter_that_died_before_anybody_listened_is_missed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    with listening(tmp_path, 1, gone.pid) as stop:
+    with listening(tmp_path, Ancestors(1, gone.pid)) as stop:
         wait_until(lambda: stop.is_requested, 5, "the request")
     assert stop.reason == "the launcher is gone"
-    with listening(tmp_path, 1, os.getppid()) as stop:
+    with listening(tmp_path, Ancestors(1, os.getppid())) as stop:
         time.sleep(1)
         assert not stop.is_requested
 
@@ -92,6 +94,42 @@ def test_the_member_of_a_sweep_watches_the_sweep(monkeypatch):
     assert (detect().num_ancestors, detect().parent_pid) == (0, None)
     monkeypatch.setenv(PARENT_VARIABLE, "4711")
     assert (detect().num_ancestors, detect().parent_pid) == (1, 4711)
+
+
+def test_who_inherits_an_orphan_is_no_launcher(tmp_path):
+    """A launcher that died before anybody listened: the parent is then of another session than this process."""
+    rank = (
+        "import sys, time; from pathlib import Path; from enhancer.engine.ancestors import Ancestors\n"
+        "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)\n"
+        "Path(sys.argv[1], 'heard').write_text(str(Ancestors(1, num_in_session=1).are_gone()))\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    for is_killed, expected in ((False, "False"), (True, "True")):
+        folder = tmp_path / str(is_killed)
+        folder.mkdir()
+        # Its own session, so that the tests' is another one.
+        launcher = subprocess.Popen([sys.executable, "-c", start, rank, str(folder)], start_new_session=True)
+        wait_until(lambda pid=launcher.pid: psutil.Process(pid).children(), 30, "the rank")
+        if is_killed:
+            launcher.kill()
+            launcher.wait()
+        (folder / "go").touch()
+        heard = folder / "heard"
+        wait_until(lambda heard=heard: heard.exists() and heard.read_text(), 30, "the rank to look")
+        launcher.wait()
+        assert heard.read_text() == expected
+
+
+def test_ranks_that_somebody_starts_by_hand_have_no_launcher_to_lose_but_him(monkeypatch):
+    for name in ("RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    assert (detect().num_ancestors, detect().num_in_session, detect().parent_pid) == (2, 2, None)
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))
+    assert (detect().num_ancestors, detect().num_in_session, detect().parent_pid) == (1, 0, os.getppid())
+    monkeypatch.setenv(PARENT_VARIABLE, "4711")  # Of a sweep, which has started a launcher.
+    assert (detect().num_ancestors, detect().num_in_session) == (2, 2)
 
 
 def test_waiting_for_data_ends_when_asked_to_stop():
@@ -161,7 +199,9 @@ def test_an_interrupt_before_training_listens_ends_it_without_a_word(tmp_path):
 def test_the_third_interrupt_leaves_at_once(tmp_path):
     code = (
         "import os, signal, sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
-        "with listening(Path(sys.argv[1]), 0) as stop:\n"
+        "from enhancer.engine.ancestors import Ancestors\n"
+        "with listening(Path(sys.argv[1]), Ancestors(0)) as stop:\n"
+        "    stop.before_leaving = Path(sys.argv[1], 'left').touch\n"
         "    for _ in range(3):\n"
         "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)\n"
         "    print('still here')\n"
@@ -170,6 +210,7 @@ def test_the_third_interrupt_leaves_at_once(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 130
+    assert (tmp_path / "left").exists()
     assert "still here" not in done.stdout
     assert [line.split(":")[0].split(";")[0] for line in done.stderr.splitlines()] == [
         "stopping",

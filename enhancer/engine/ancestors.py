@@ -1,0 +1,49 @@
+"""The processes above this one whose end is the end of the run: a launcher, or who has started it in its place."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+GONE = "the launcher is gone"
+
+
+class Ancestors:
+    """The nearest `count` processes above, as they are now.
+
+    The `deepspeed` runner dies without a word to its ranks, two processes below it; so does a sweep that is killed.
+    They may be gone by now: `parent_pid` is the process that started this one, where that is known, and the nearest
+    `num_in_session` are of the session of this one, which who inherits an orphan is not.
+    """
+
+    def __init__(self, count: int, parent_pid: int | None = None, num_in_session: int = 0) -> None:
+        self._pids = _nearest(count)
+        own = os.getsid(0)
+        self._were_gone = any(_session(pid) != own for pid in self._pids[:num_in_session])
+        if parent_pid is not None:
+            self._pids[0] = parent_pid
+
+    def are_gone(self) -> bool:
+        """Whether one of them has ended."""
+        return self._were_gone or _nearest(len(self._pids)) != self._pids
+
+
+def _nearest(count: int) -> list[int]:
+    """Process ids of the nearest `count` processes above. An orphan is given another parent, so the list changes."""
+    pids: list[int] = []
+    pid = os.getpid()
+    for _ in range(count):
+        try:
+            pid = psutil.Process(pid).ppid()
+        except psutil.NoSuchProcess:
+            pid = 0
+        pids.append(pid)
+    return pids
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
