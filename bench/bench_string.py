@@ -59,7 +59,8 @@ def judge_tones(run: TrainedRun, count: int) -> int:
     within = []
     for number in range(count):
         string = draw_string(UNSEEN_SEED, number, run.hp.wav_rate)
-        found = judge(run.task, run.module, row_of_tone(string, run.task.history_samples))
+        with torch.no_grad():
+            found = run.task.judged(run.module, row_of_tone(string, run.task.history_samples))[0]
         within.append(is_within(found))
         print(
             f"{number:3d}  {string.f0_hz:7.1f} Hz  T60 {string.t60_seconds:5.2f} s  "

@@ -143,12 +143,17 @@ class PluckedString(nn.Module):
         return ring(tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db), num_samples)
 
     def _ring(
-        self, history: Tensor, count: int, controls: Sequence[Tensor], seconds: Tensor, change: Tensor | None
+        self,
+        history: Tensor,
+        count: int,
+        controls: tuple[Tensor, ...],
+        seconds: Tensor,
+        change: Tensor | None,
     ) -> Tensor:
         run = rollout if torch.is_grad_enabled() else generate
+        f0_hz, velocity, position, t60, decay_db = controls
         if self.stages is None:
-            return run(self.loop(history, *controls, change), history, count)
-        f0_hz, velocity, position, t60, _ = controls
+            return run(self.loop(history, f0_hz, velocity, position, t60, decay_db, change), history, count)
         features = self._features(f0_hz, velocity, position, t60)
         loss = self._loss_per_band(features, f0_hz, t60)
         others = self._features(f0_hz, velocity, position, None)
@@ -157,8 +162,10 @@ class PluckedString(nn.Module):
         change = own if change is None else own + change
         drop = later_drop(drop, log_ratio, loss * change.exp(), f0_hz * seconds)
         both = torch.cat(split_history(history, drop, f0_hz, self.sections))
-        doubled = [torch.cat([control, control]) for control in controls]
-        waves = run(self.loop(both, *doubled, torch.cat([change, change + log_ratio])), both, count)
+        twice = [torch.cat([each, each]) for each in (*controls, change)]
+        twice[5][len(history) :] += log_ratio
+        loop = self.loop(both, twice[0], twice[1], twice[2], twice[3], twice[4], twice[5])
+        waves = run(loop, both, count)
         return waves[: len(history)] + waves[len(history) :]
 
     def loop(

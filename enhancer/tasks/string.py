@@ -117,11 +117,12 @@ class StringTask:
 
         `linear_...` are those of the plain linear filter on the same row, `..._below_linear` what its errors are more.
         """
-        rows = self._judged(modules[self.main_module], batch)
-        plain = self._judged(self.plain(batch["note"].device), batch)
+        rows = self.judged(modules[self.main_module], batch)
+        plain = self.judged(self.plain(batch["note"].device), batch)
         return [{**own, **beside_linear(own, other)} for own, other in zip(rows, plain, strict=True)]
 
-    def _judged(self, module: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, float]]:
+    def judged(self, module: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, float]]:
+        """`string_metrics` of what `module` makes of each row."""
         estimate, target = self._estimate(module, batch)
         columns = string_metrics(estimate, target, self.hp.wav_rate, batch["f0_hz"], batch.get("noise_db"))
         values = {name: column.tolist() for name, column in columns.items()}
