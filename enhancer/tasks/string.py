@@ -51,16 +51,20 @@ class StringTask:
 
     def build(self) -> dict[str, nn.Module]:
         """A fresh string."""
-        return {self.main_module: self._string(self.own.num_layers, self.own.has_two_stages)}
+        return {
+            self.main_module: self._string(
+                self.own.num_layers, self.own.has_two_stages, self.own.loop == "bounded"
+            )
+        }
 
-    def _string(self, num_layers: int, has_two_stages: bool) -> PluckedString:
+    def _string(self, num_layers: int, has_two_stages: bool, is_bounded: bool) -> PluckedString:
         own = self.own
         return PluckedString(
             rate_hz=self.hp.wav_rate,
             controls=own.controls,
             num_layers=num_layers,
             hidden_size=own.hidden_size,
-            is_bounded=own.loop == "bounded",
+            is_bounded=is_bounded,
             is_odd=own.symmetry == "odd",
             has_quarter_taps=own.has_quarter_taps,
             has_decay_state=own.has_decay_state,
@@ -71,7 +75,7 @@ class StringTask:
         """The plain linear filter that is told the same of a note and has learned nothing."""
         # Built when it is needed, without taking random numbers from training.
         with torch.random.fork_rng(devices=[]):
-            return self._string(0, False).to(device).eval()
+            return self._string(0, has_two_stages=False, is_bounded=True).to(device).eval()
 
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""

@@ -139,6 +139,11 @@ def test_a_string_is_judged_beside_the_plain_linear_filter() -> None:
         assert found[f"linear_{name}"] == found[name]
         assert found[f"{name}_below_linear"] == 0
     assert torch.equal(waves["linear filter"], waves["estimate"])
+    # Beside a free loop, which needs no training to fail, it is the same.
+    free = task_of("task.num_layers=0", "task.loop=free")
+    with torch.no_grad():
+        beside = free.evaluate({"string": free.build()["string"].eval()}, batch)[0]
+    assert beside["linear_level_error_db"] == found["level_error_db"]
 
 
 def test_two_stages_learn_what_a_linear_filter_cannot_do() -> None:
