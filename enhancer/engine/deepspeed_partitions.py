@@ -21,14 +21,17 @@ _BASE = "base_optimizer_state"
 
 
 def parted_again(saved: Iterable[Mapping[str, Any]], own: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """The state of `rank` now, from the states that all ranks have `saved`, in rank order; of those one at a time is held.
+    """The state of `rank` now, from those that all ranks have `saved`, in rank order, of which one at a time is held.
 
     Args:
         own: of the fresh optimiser of `rank`, for the sizes of its parts.
 
     Raises UserError where the states are of fewer or more weights than this run has.
     """
-    parts = [_Part(len(weights), padding, rank) for weights, padding in zip(own[_WEIGHTS], own[_PADDINGS], strict=True)]
+    parts = [
+        _Part(len(weights), padding, rank)
+        for weights, padding in zip(own[_WEIGHTS], own[_PADDINGS], strict=True)
+    ]
     first: Mapping[str, Any] = {}
     for state in saved:
         first = first or state
@@ -66,7 +69,9 @@ class _Part:
         for name, vector in vectors.items():
             kept = self._vectors.setdefault(name, torch.zeros(self._size, dtype=vector.dtype))
             if first < last:
-                kept[first - self._first : last - self._first] = vector[first - self._offset : last - self._offset]
+                kept[first - self._first : last - self._first] = vector[
+                    first - self._offset : last - self._offset
+                ]
         self._offset += length
 
     def vector(self, name: str) -> Tensor:
@@ -74,7 +79,7 @@ class _Part:
         needed = self._first + self.length
         if self._offset < needed or (self.length < self._size and self.length and self._offset != needed):
             raise UserError(
-                f"the optimiser was saved for {self._offset} weights of a group, this run's modules have another number; "
+                f"the optimiser was saved for {self._offset} weights of a group, this run's modules have other ones; "
                 "give another --run-dir, or take the weights by --init-from"
             )
         return self._vectors[name]
@@ -86,7 +91,9 @@ def _vectors(state: Mapping[str, Any], group: int) -> dict[str, Tensor]:
     size = len(weights) + state[_PADDINGS][group]
     base = state[_BASE]
     states = base["state"].get(_key(base, group), {})
-    found = {name: value for name, value in states.items() if isinstance(value, Tensor) and value.shape == (size,)}
+    found = {
+        name: value for name, value in states.items() if isinstance(value, Tensor) and value.shape == (size,)
+    }
     return {_WEIGHTS: weights, **found}
 
 
@@ -97,4 +104,8 @@ def _key(base: Mapping[str, Any], group: int) -> Any:
 
 def _shared(first: Mapping[str, Any]) -> dict[str, Any]:
     """What is the same on every rank and belongs to the run, not to how it is parted."""
-    return {key: first[key] for key in ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad") if key in first}
+    return {
+        key: first[key]
+        for key in ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
+        if key in first
+    }

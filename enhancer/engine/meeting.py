@@ -12,20 +12,25 @@ from contextlib import contextmanager
 
 import psutil
 
-from enhancer.engine.status import EXIT_LOST
+from enhancer.engine.ancestors import Ancestors
+from enhancer.engine.status import EXIT_CODES, EXIT_LOST
+from enhancer.engine.stop import LAUNCHER_GONE
 
 _LOOK_SECONDS = 1.0
 
 
 @contextmanager
-def meeting(num_local: int, patience_seconds: float) -> Iterator[None]:
-    """Ends this process and its siblings that are stopped for longer than `patience_seconds` inside.
+def meeting(num_local: int, patience_seconds: float, ancestors: Ancestors) -> Iterator[None]:
+    """Ends this process and its siblings that are stopped for longer than `patience_seconds` inside, and this one
+    when the launcher dies, any of the `ancestors`: the other ranks may never have been started.
 
     Siblings are the other processes of the launcher, for a machine of `num_local` ranks. One that dies is noticed by
     the launcher, one on another machine by the time-out of the process group.
     """
     done = threading.Event()
-    thread = threading.Thread(target=_look, args=(done, patience_seconds), name="meeting", daemon=True)
+    thread = threading.Thread(
+        target=_look, args=(done, patience_seconds, ancestors), name="meeting", daemon=True
+    )
     if num_local > 1:
         thread.start()
     try:
@@ -34,10 +39,13 @@ def meeting(num_local: int, patience_seconds: float) -> Iterator[None]:
         done.set()
 
 
-def _look(done: threading.Event, patience_seconds: float) -> None:
+def _look(done: threading.Event, patience_seconds: float, ancestors: Ancestors) -> None:
     stopped_since: dict[int, float] = {}
     looked = time.monotonic()
     while not done.wait(_LOOK_SECONDS):
+        if ancestors.are_gone() and not done.is_set():
+            os.write(2, f"stopped before training: {LAUNCHER_GONE}\n".encode())
+            os._exit(EXIT_CODES["preempted"])
         now = time.monotonic()
         stopped = _stopped_siblings()
         if now - looked > patience_seconds / 3:

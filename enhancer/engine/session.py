@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from enhancer.engine import denormals, distributed, launcher
+from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.average import WeightAverage
 from enhancer.engine.backend import Backend
 from enhancer.engine.checkpoint import Checkpoint, Checkpoints
@@ -72,16 +73,17 @@ OpenTask = Callable[[HParams, Place], tuple[Task, Stream]]
 def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     """Train or go on training; the exit code. The user's mistakes are one text on rank 0's stderr."""
     launch = launcher.detect()
+    ancestors = Ancestors(launch.num_ancestors, launch.parent_pid)
     backend_name = options.backend or launch.backend
     try:
-        with meeting(launch.local_world_size, hp.hang_timeout_seconds):
+        with meeting(launch.local_world_size, hp.hang_timeout_seconds, ancestors):
             machine = _join(backend_name, hp)
         launcher.set_threads(launch)
         say(
             f"{backend_name} backend, {distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
         )
         with denormals.flushed():
-            return _Session(hp, options, open_task, launch, backend_name, machine).train()
+            return _Session(hp, options, open_task, launch, ancestors, backend_name, machine).train()
     except (UserError, OSError) as error:
         say(f"error: {error}")
         return EXIT_USER
@@ -127,6 +129,7 @@ class _Session:
     options: Options
     open_task: OpenTask
     launch: Launch
+    ancestors: Ancestors
     backend_name: str
     machine: Any
     """What `_join` gave."""
@@ -135,12 +138,12 @@ class _Session:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
         remote = self.options.copies
         fetch = partial(fetch_run, remote, say=say) if remote else None
-        with meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds):
+        with meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds, self.ancestors):
             run = Run.open(self.options.run_folder, self.hp, fetch)
-        launch, pulse = self.launch, Pulse()
+        pulse = Pulse()
         with (
             closing(run),
-            listening(run.folder, launch.num_ancestors, launch.parent_pid) as stop,
+            listening(run.folder, self.ancestors) as stop,
             watching(run, pulse, self.hp) as watch,
         ):
             try:

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from enhancer.engine import distributed
+from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.status import STOP
 
 POLL_SECONDS = 0.5
 EXIT_INTERRUPTED = 130
+LAUNCHER_GONE = "the launcher is gone"
 
 
 class Stop:
@@ -54,17 +56,14 @@ class Stop:
 
 
 @contextmanager
-def listening(run_folder: Path, num_ancestors: int, parent_pid: int | None = None) -> Iterator[Stop]:
-    """A `Stop` that hears signals, `run_folder`/STOP and the end of the nearest `num_ancestors` processes above.
+def listening(run_folder: Path, ancestors: Ancestors) -> Iterator[Stop]:
+    """A `Stop` that hears signals, `run_folder`/STOP and the end of any of the `ancestors`.
 
     The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching. So does a
-    sweep that is killed. `parent_pid` is the process that started this one, where that is known: it may be gone by now.
+    sweep that is killed.
     """
     stop = Stop()
     done = threading.Event()
-    ancestors = _ancestors(num_ancestors)
-    if parent_pid is not None:
-        ancestors[0] = parent_pid
     watcher = threading.Thread(target=_watch, args=(stop, done, run_folder / STOP, ancestors), daemon=True)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     watcher.start()
@@ -77,29 +76,14 @@ def listening(run_folder: Path, num_ancestors: int, parent_pid: int | None = Non
             signal.signal(number, handler)
 
 
-def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: list[int]) -> None:
+def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: Ancestors) -> None:
     while not done.wait(POLL_SECONDS):
         if stop_file.exists():
             stop.request(f"{STOP} file in the run folder")
-        elif _ancestors(len(ancestors)) != ancestors:
-            stop.request("the launcher is gone")
+        elif ancestors.are_gone():
+            stop.request(LAUNCHER_GONE)
         if stop.is_requested:
             return
-
-
-def _ancestors(count: int) -> list[int]:
-    """Process ids of the nearest `count` processes above. An orphan is given another parent, so the list changes."""
-    import psutil
-
-    pids: list[int] = []
-    pid = os.getpid()
-    for _ in range(count):
-        try:
-            pid = psutil.Process(pid).ppid()
-        except psutil.NoSuchProcess:
-            pid = 0
-        pids.append(pid)
-    return pids
 
 
 def _say(text: str) -> None:

@@ -43,16 +43,15 @@ def go_on(backend: str, num_ranks: int, run: Path, *values: str, step: int) -> N
     assert resumed[-1]["step"] == step
 
 
-@pytest.mark.parametrize("middle", [1, 4])
 @pytest.mark.parametrize(("backend", "stage", "precision"), KINDS)
-def test_two_ranks_go_on_as_others_and_as_two_again(tmp_path, backend, stage, precision, middle):
+def test_two_ranks_go_on_as_one_and_four_and_as_two_again(tmp_path, backend, stage, precision):
     values = (f"zero_stage={stage}", f"precision={precision}")
     whole, run = tmp_path / "whole", tmp_path / "run"
     for ended in run_ranks(backend, 2, whole, *words(2, *values)):
         assert ended.code == 0, ended.text
     shutil.copytree(whole, run)
-    go_on(backend, middle, run, *values, step=3)
-    go_on(backend, 2, run, *values, step=9)
+    for num_ranks, step in ((1, 3), (4, 6), (2, 9)):
+        go_on(backend, num_ranks, run, *values, step=step)
     limit = TOLERANCE[precision]
     assert column(run, "draws") == column(whole, "draws") == [8.0 * step for step in range(1, STEPS + 1)]
     assert column(run, "learning_rate") == column(whole, "learning_rate")
@@ -60,7 +59,21 @@ def test_two_ranks_go_on_as_others_and_as_two_again(tmp_path, backend, stage, pr
     np.testing.assert_allclose(
         column(run, "gradient_norm"), column(whole, "gradient_norm"), atol=10 * limit, rtol=0
     )
-    found, expected = (load_file(each / f"checkpoints/step-{STEPS:07d}/generator.safetensors") for each in (run, whole))
+    found, expected = (
+        load_file(each / f"checkpoints/step-{STEPS:07d}/generator.safetensors") for each in (run, whole)
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=10 * limit, rtol=0, err_msg=name)
     assert status(run)["state"] == "finished"
+
+
+def test_weights_that_zero_3_has_split_are_refused_at_another_number_of_ranks_and_stay(tmp_path):
+    run = tmp_path / "run"
+    for ended in run_ranks("deepspeed", 2, run, *words(2, "zero_stage=3")):
+        assert ended.code == 0, ended.text
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    shutil.rmtree(run / "checkpoints" / "step-0000012")
+    (ended,) = run_ranks("deepspeed", 1, run, *words(1, "zero_stage=3"))
+    assert ended.code == 2 and "on 2 ranks, which split every weight" in ended.text, ended.text
+    after = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    assert after == {path: time for path, time in before.items() if "step-0000012" not in str(path)}

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import start_ranks, status, wait, wait_until
 
+from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.batches import Batches
 from enhancer.engine.launcher import PARENT_VARIABLE, detect
 from enhancer.engine.stop import Stop, listening
@@ -31,7 +32,7 @@ def started(run: Path):
 
 def test_a_signal_is_a_request_and_the_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with listening(tmp_path, 0) as stop:
+    with listening(tmp_path, Ancestors(0)) as stop:
         assert not stop.is_requested
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -47,7 +48,7 @@ def test_a_forked_worker_does_not_hear_the_signals_of_its_rank():
 
 
 def test_a_stop_file_is_a_request(tmp_path):
-    with listening(tmp_path, 0) as stop:
+    with listening(tmp_path, Ancestors(0)) as stop:
         (tmp_path / "STOP").touch()
         wait_until(lambda: stop.is_requested, 5, "the request")
     assert "STOP" in stop.reason
@@ -57,8 +58,9 @@ def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
     # runner -> launch -> rank: the runner is killed, launch lives on and says nothing.
     rank = (
         "import sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
+        "from enhancer.engine.ancestors import Ancestors\n"
         "folder = Path(sys.argv[1])\n"
-        "with listening(folder, 2) as stop:\n"
+        "with listening(folder, Ancestors(2)) as stop:\n"
         "    (folder / 'ready').touch()\n"
         "    end = time.time() + 20\n"
         "    while not stop.is_requested and time.time() < end: time.sleep(0.05)\n"
@@ -75,13 +77,42 @@ def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
     assert (tmp_path / "heard").read_text() == "the launcher is gone"
 
 
+@pytest.mark.parametrize("victim", ["runner", "launch"])
+def test_a_launcher_that_died_before_the_rank_could_look_is_missed(tmp_path, victim):
+    # The rank looks when it is told, after the death.
+    rank = (
+        "import os, sys, time; from pathlib import Path; from enhancer.engine.ancestors import Ancestors\n"
+        "folder = Path(sys.argv[1])\n"
+        "(folder / 'rank').write_text(f'{os.getpid()} {os.getppid()}')\n"
+        "while not (folder / 'look').exists(): time.sleep(0.05)\n"
+        "(folder / 'gone').write_text(str(Ancestors(2).are_gone()))\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    # DeepSpeed's process is known by a word of its command line, which is not for the rank.
+    launch = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[2:]])"
+    words = [sys.executable, "-c", start, launch, "deepspeed.launcher.launch", rank, str(tmp_path)]
+    runner = subprocess.Popen(words)
+    wait_until(lambda: (tmp_path / "rank").exists() and (tmp_path / "rank").read_text(), 30, "the rank")
+    pid, launch_pid = map(int, (tmp_path / "rank").read_text().split())
+    killed, orphan = (runner.pid, launch_pid) if victim == "runner" else (launch_pid, pid)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: psutil.Process(orphan).ppid() != killed, 10, "another parent")
+    if psutil.Process(orphan).ppid() != 1:
+        psutil.Process(pid).kill()
+        pytest.skip("on this machine orphans are given to another than the first process")
+    (tmp_path / "look").touch()
+    wait_until(lambda: (tmp_path / "gone").exists() and (tmp_path / "gone").read_text(), 10, "the answer")
+    runner.wait()
+    assert (tmp_path / "gone").read_text() == "True"
+
+
 def test_a_starter_that_died_before_anybody_listened_is_missed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    with listening(tmp_path, 1, gone.pid) as stop:
+    with listening(tmp_path, Ancestors(1, gone.pid)) as stop:
         wait_until(lambda: stop.is_requested, 5, "the request")
     assert stop.reason == "the launcher is gone"
-    with listening(tmp_path, 1, os.getppid()) as stop:
+    with listening(tmp_path, Ancestors(1, os.getppid())) as stop:
         time.sleep(1)
         assert not stop.is_requested
 
@@ -161,7 +192,8 @@ def test_an_interrupt_before_training_listens_ends_it_without_a_word(tmp_path):
 def test_the_third_interrupt_leaves_at_once(tmp_path):
     code = (
         "import os, signal, sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
-        "with listening(Path(sys.argv[1]), 0) as stop:\n"
+        "from enhancer.engine.ancestors import Ancestors\n"
+        "with listening(Path(sys.argv[1]), Ancestors(0)) as stop:\n"
         "    for _ in range(3):\n"
         "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)\n"
         "    print('still here')\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import sys
@@ -11,8 +12,25 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.faults.kinds import FAULTS
+
+if TYPE_CHECKING:
+    from tests.faults.rounds import Report
+
+_SLOW_IMPORTS = (
+    "accelerate",
+    "deepspeed",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "enhancer.engine.accelerate_backend",
+    "enhancer.engine.deepspeed_backend",
+    "enhancer.tasks",
+    "launch.train",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = options.seed or str(random.SystemRandom().randrange(10**6))
     _import_everything()
-    from tests.faults.rounds import Report, play
+    from tests.faults.rounds import play
     from tests.faults.runs import Runs
 
     reports: list[Report] = []
@@ -45,26 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _tell(report: "Report", seed: str, kind: str | None) -> None:
+def _tell(report: Report, seed: str, kind: str | None) -> None:
     word = "FAILED" if report.problems else "ok"
     print(
         f"{report.number:4} {report.seconds:5.1f} s {word:6} {report.case}: "
-        f"{'; '.join(f'{name} -> {end}' for name, end in zip(report.kinds, report.endings))}",
+        f"{'; '.join(f'{name} -> {end}' for name, end in zip(report.kinds, report.endings, strict=False))}",
         flush=True,
     )
     if report.problems:
         extra = f" --kind '{kind}'" if kind else ""
         print("  " + "\n  ".join(report.problems))
         print("  " + "\n  ".join(report.story))
-        print(f"  again: python -m tests.faults --seed {seed} --first {report.number} --rounds 1{extra}", flush=True)
+        print(
+            f"  again: python -m tests.faults --seed {seed} --first {report.number} --rounds 1{extra}",
+            flush=True,
+        )
 
 
-def table(reports: "Sequence[Report]") -> str:
+def table(reports: Sequence[Report]) -> str:
     """Faults by kind: how many, how the runs ended by them, rounds with a problem."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     failed: Counter[str] = Counter()
     for report in reports:
-        for kind, ending in zip(report.kinds, report.endings):
+        for kind, ending in zip(report.kinds, report.endings, strict=False):
             counts[kind][ending] += 1
             failed[kind] += bool(report.problems)
     lines = [f"{'fault':<32} {'count':>5} {'failed':>6}  ended"]
@@ -79,14 +100,8 @@ def _import_everything() -> None:
     """What ranks need, before they are forked."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import accelerate  # noqa: F401
-    import deepspeed  # noqa: F401
-    import torch.utils.tensorboard  # noqa: F401
-
-    import enhancer.engine.accelerate_backend
-    import enhancer.engine.deepspeed_backend
-    import enhancer.tasks
-    import launch.train  # noqa: F401
+    for name in _SLOW_IMPORTS:
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":

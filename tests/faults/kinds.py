@@ -244,16 +244,15 @@ def wait_for_moment(moment: str, live: Live, max_steps: int, steps_before: int) 
         delay = choose.uniform(0, 2.5 if start.launcher is None else 14)
         live.text += f"after {delay:.2f} s: "
         deadline = time.monotonic() + delay
-        while time.monotonic() < deadline and start.living():
+        while time.monotonic() < deadline and start.has_children():
             time.sleep(0.02)
         return
     step = choose.randrange(steps_before, max_steps)
     live.text += f"at a {moment} from step {step}: "
     metrics, checkpoints = live.run / "metrics.jsonl", live.run / "checkpoints"
-    wanted, polls = f'"step": {step + 1},'.encode(), 0
+    wanted = f'"step": {step + 1},'.encode()
     while time.monotonic() < deadline:
-        polls += 1
-        if polls % 50 == 0 and not start.living():
+        if not start.has_children():
             return
         if metrics.exists() and wanted in metrics.read_bytes():
             break
@@ -262,8 +261,7 @@ def wait_for_moment(moment: str, live: Live, max_steps: int, steps_before: int) 
         time.sleep(choose.uniform(0, 0.05))
         return
     while time.monotonic() < deadline:
-        polls += 1
-        if polls % 400 == 0 and not start.living():
+        if not start.has_children():
             return
         if any(name.startswith(".step-") for name in os.listdir(checkpoints) if checkpoints.exists()):
             break

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ class Start:
         self._mark = uuid.uuid4().hex
 
     def fork_ranks(self, backend: str, main: Callable[[], int]) -> None:
-        """Ranks that run `main`, forked so that nobody waits for imports; else as the launcher of `backend` makes them."""
+        """Ranks that run `main`, forked so that nobody waits for imports, in the environment of a launcher."""
         values = {"WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         if backend == "deepspeed":
             values |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(NUM_RANKS)}
@@ -45,7 +46,9 @@ class Start:
         for rank in range(NUM_RANKS):
             pid = os.fork()
             if pid == 0:
-                _become_rank(self.log, {**values, "RANK": str(rank), "LOCAL_RANK": str(rank), MARK: self._mark}, main)
+                _become_rank(
+                    self.log, {**values, "RANK": str(rank), "LOCAL_RANK": str(rank), MARK: self._mark}, main
+                )
             self.ranks.append(pid)
 
     def launch(self, backend: str, words: list[str]) -> None:
@@ -73,10 +76,16 @@ class Start:
         if self.launcher is not None and self.launcher.poll() is not None:
             self.codes[self.launcher.pid] = self.launcher.returncode
 
+    def has_children(self) -> bool:
+        """Whether a rank that was forked or the launcher has not ended. Cheap, unlike `living`."""
+        self.reap()
+        started = {*self.ranks, *([self.launcher.pid] if self.launcher else [])}
+        return bool(started - self.codes.keys())
+
     def living(self) -> list[psutil.Process]:
         """Every process of this start that has not ended, orphans included."""
         self.reap()
-        found = []
+        found: list[psutil.Process] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 is_rank = process.pid in self.ranks and process.pid not in self.codes
@@ -92,7 +101,9 @@ class Start:
         for process in self.living():
             with contextlib.suppress(psutil.Error):
                 values = process.environ()
-                if "RANK" in values and "-c" not in process.cmdline():  # Loader workers are code on the command line.
+                if (
+                    "RANK" in values and "-c" not in process.cmdline()
+                ):  # Loader workers are code on the command line.
                     found[int(values["RANK"])] = process.pid
         return [found[rank] for rank in sorted(found)]
 
@@ -116,10 +127,10 @@ class Start:
     def wait(self, seconds: float) -> list[str]:
         """Wait until every process is gone; those that stay for `seconds` are named, and killed."""
         deadline = time.monotonic() + seconds
-        while ((living := self.living()) or self.codes.keys() < set(self.ranks)) and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (self.has_children() or self.living()):
             time.sleep(0.1)
         left = []
-        for process in living:
+        for process in self.living():
             with contextlib.suppress(psutil.Error):
                 left.append(f"{process.pid} ({process.status()}) {' '.join(process.cmdline())[-100:]}")
         self.kill()
@@ -154,11 +165,9 @@ def _become_rank(log: Path, values: dict[str, str], main: Callable[[], int]) -> 
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         os.environ.update(values)
         code = main()
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
     finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(code)

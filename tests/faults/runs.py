@@ -1,4 +1,4 @@
-"""What is trained in a round, by which command, and what must come out of it: that of a run which nothing has broken."""
+"""What is trained in a round, by which command, and what must come out: that of a run which nothing has broken."""
 
 from __future__ import annotations
 
@@ -28,22 +28,27 @@ TOY = {
 }
 DENOISE = {
     "task.width": 1,
-    "task.valid_items": 4,
+    "task.valid_items": 2,
     "task.valid_seconds": 0.5,
     "training_seconds": 0.25,
     "batch_size_per_gpu": 4,
-    "max_steps": 16,
+    "max_steps": 12,
     "warmup_steps": 2,
     "log_every": 1,
-    "eval_every": 8,
-    "save_every": 3,
+    "eval_every": 6,
+    "save_every": 2,
     "nj": 1,
     "hang_timeout_seconds": 6,
 }
 STEP_SECONDS = 0.03
 # By backend; each is compared with an unbroken run of its own.
 VALUES: dict[str, list[dict[str, Any]]] = {
-    "deepspeed": [{}, {"zero_stage": 1}, {"zero_stage": 2, "precision": "bf16"}, {"zero_stage": 2, "ema_decay": 0.9}],
+    "deepspeed": [
+        {},
+        {"zero_stage": 1},
+        {"zero_stage": 2, "precision": "bf16"},
+        {"zero_stage": 2, "ema_decay": 0.9},
+    ],
     "accelerate": [{}, {"ema_decay": 0.9}, {"precision": "bf16"}],
 }
 
@@ -71,7 +76,11 @@ class Case:
     @property
     def name(self) -> str:
         """For a report."""
-        words = [self.backend, "denoise" if self.is_denoise else "toy", *(f"{key}={value}" for key, value in self.values)]
+        words = [
+            self.backend,
+            "denoise" if self.is_denoise else "toy",
+            *(f"{key}={value}" for key, value in self.values),
+        ]
         return " ".join([*words, "async" if self.is_async else "waiting"])
 
 
@@ -105,12 +114,18 @@ class Runs:
             start = self.start(case, run)
             left = start.wait(120)
             if left or set(start.codes.values()) != {0}:
-                raise RuntimeError(f"an unbroken run has failed, {left or start.codes}:\n{start.log.read_text()}")
+                raise RuntimeError(
+                    f"an unbroken run has failed, {left or start.codes}:\n{start.log.read_text()}"
+                )
             self._whole[key] = run
         return self._whole[key]
 
     def _arguments(self, case: Case, run: Path) -> list[str]:
-        values = {**(DENOISE if case.is_denoise else TOY), **dict(case.values), "async_checkpoints": case.is_async}
+        values = {
+            **(DENOISE if case.is_denoise else TOY),
+            **dict(case.values),
+            "async_checkpoints": case.is_async,
+        }
         if not case.is_denoise:
             settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
             return [str(run), *settings, "--step-seconds", str(STEP_SECONDS)]
@@ -152,7 +167,10 @@ def is_whole(folder: Path) -> bool:
         return (
             text == json.dumps({**content, "checksum": stated}, indent=1) + "\n"
             and hashlib.sha256(canonical).hexdigest() == stated
-            and all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == files[name]["sha256"] for name in files)
+            and all(
+                hashlib.sha256((folder / name).read_bytes()).hexdigest() == files[name]["sha256"]
+                for name in files
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
