@@ -77,7 +77,9 @@ class _Part:
     def vector(self, name: str) -> Tensor:
         """What was taken under `name`."""
         needed = self._first + self.length
-        if self._offset < needed or (self.length < self._size and self.length and self._offset != needed):
+        is_short = self.length > 0 and self._offset < needed
+        is_long = self.length < self._size and self._offset > needed  # Nothing may come where zeros fill up.
+        if is_short or is_long:
             raise UserError(
                 f"the optimiser was saved for {self._offset} weights of a group, this run's modules have other ones; "
                 "give another --run-dir, or take the weights by --init-from"
