@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psutil
 
@@ -28,18 +29,17 @@ def meeting(num_local: int, patience_seconds: float, ancestors: Ancestors) -> It
     the launcher, one on another machine by the time-out of the process group.
     """
     done = threading.Event()
-    thread = threading.Thread(
-        target=_look, args=(done, patience_seconds, ancestors), name="meeting", daemon=True
-    )
-    if num_local > 1:
-        thread.start()
+    look = partial(_look, done, patience_seconds, ancestors, has_siblings=num_local > 1)
+    threading.Thread(target=look, name="meeting", daemon=True).start()
     try:
         yield
     finally:
         done.set()
 
 
-def _look(done: threading.Event, patience_seconds: float, ancestors: Ancestors) -> None:
+def _look(
+    done: threading.Event, patience_seconds: float, ancestors: Ancestors, *, has_siblings: bool
+) -> None:
     stopped_since: dict[int, float] = {}
     looked = time.monotonic()
     while not done.wait(_LOOK_SECONDS):
@@ -47,7 +47,7 @@ def _look(done: threading.Event, patience_seconds: float, ancestors: Ancestors) 
             os.write(2, f"stopped before training: {LAUNCHER_GONE}\n".encode())
             os._exit(EXIT_CODES["preempted"])
         now = time.monotonic()
-        stopped = _stopped_siblings()
+        stopped = _stopped_siblings() if has_siblings else []
         if now - looked > patience_seconds / 3:
             stopped_since.clear()  # This process was stopped itself, such as by Ctrl-Z, with all others.
         looked = now

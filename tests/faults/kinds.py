@@ -41,10 +41,11 @@ class Live:
         self.text += f"{signal.Signals(number).name} to {what} {pid}; "
         send(pid, number)
 
-    def any_rank(self) -> int | None:
-        """A random rank that lives."""
-        ranks = self.start.rank_pids()
-        return self.choose.choice(ranks) if ranks else None
+    def any_of(self, find: Callable[[], list[int]]) -> int | None:
+        """One of what `find` finds, as soon as it finds any; None where the start ends before."""
+        while not (found := find()) and self.start.has_children():
+            time.sleep(0.02)
+        return self.choose.choice(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class Fault:
     needs: str = ""
     """`launcher`, `deepspeed` (its launcher), `denoise` (its loader workers) or `disk` (a small one)."""
     moments: tuple[str, ...] = ("start", "step", "save")
+    is_lasting: bool = False
+    """Whether a run that has not begun to train when it comes must not come to its end."""
 
 
 def _kill_rank(live: Live) -> None:
-    live.kill(live.any_rank(), "rank")
+    live.kill(live.any_of(live.start.rank_pids), "rank")
 
 
 def _kill_all(live: Live) -> None:
@@ -82,7 +85,7 @@ def _kill_launcher(live: Live) -> None:
 
 
 def _kill_launch_process(live: Live) -> None:
-    live.kill(live.start.launch_process(), "launch.py")
+    live.kill(live.any_of(live.start.launch_processes), "launch.py")
 
 
 def _term_launcher(live: Live) -> None:
@@ -91,12 +94,11 @@ def _term_launcher(live: Live) -> None:
 
 
 def _kill_worker(live: Live) -> None:
-    workers = live.start.workers()
-    live.kill(live.choose.choice(workers) if workers else None, "loader worker")
+    live.kill(live.any_of(live.start.workers), "loader worker")
 
 
 def _term_rank(live: Live) -> None:
-    live.kill(live.any_rank(), "rank", signal.SIGTERM)
+    live.kill(live.any_of(live.start.rank_pids), "rank", signal.SIGTERM)
 
 
 def _interrupt(live: Live) -> None:
@@ -111,7 +113,7 @@ def _touch_stop(live: Live) -> None:
 
 
 def _freeze_rank(live: Live) -> None:
-    live.kill(live.any_rank(), "rank", signal.SIGSTOP)
+    live.kill(live.any_of(live.start.rank_pids), "rank", signal.SIGSTOP)
 
 
 def _fill_disk(live: Live) -> None:
@@ -217,13 +219,19 @@ FAULTS: dict[str, Fault] = {
     "kill a rank under a launcher": Fault(_kill_rank, (LOST,), "is gone", needs="launcher"),
     "kill all": Fault(_kill_all, _ANY),
     "kill all under a launcher": Fault(_kill_all, _ANY, needs="launcher"),
-    "kill the launcher": Fault(_kill_launcher, _STOPPED, "launcher is gone", needs="launcher"),
-    "kill launch.py": Fault(_kill_launch_process, _STOPPED, "launcher is gone", needs="deepspeed"),
-    "SIGTERM to the launcher": Fault(_term_launcher, _STOPPED, "launcher is gone|SIGTERM", needs="launcher"),
+    "kill the launcher": Fault(
+        _kill_launcher, _STOPPED, "launcher is gone", needs="launcher", is_lasting=True
+    ),
+    "kill launch.py": Fault(
+        _kill_launch_process, _STOPPED, "launcher is gone", needs="deepspeed", is_lasting=True
+    ),
+    "SIGTERM to the launcher": Fault(
+        _term_launcher, _STOPPED, "launcher is gone|SIGTERM", needs="launcher", is_lasting=True
+    ),
     "kill a loader worker": Fault(_kill_worker, (USER,), "loader worker", needs="denoise", moments=("step",)),
     "SIGTERM to a rank": Fault(_term_rank, _STOPPED, "SIGTERM", moments=("step", "save")),
     "SIGINT to the ranks": Fault(_interrupt, _STOPPED, "SIGINT", moments=("step", "save")),
-    "STOP file": Fault(_touch_stop, _STOPPED, "STOP"),
+    "STOP file": Fault(_touch_stop, _STOPPED, "STOP", is_lasting=True),
     "freeze a rank": Fault(_freeze_rank, (LOST,), "no sign of life", moments=("step", "save")),
     "fill the disk": Fault(_fill_disk, (USER,), "room|written", needs="disk", moments=("step", "save")),
     "cut a file of a checkpoint": _damaged(_damaging("truncate")),

@@ -116,13 +116,13 @@ class Start:
                     found.append(process.pid)
         return found
 
-    def launch_process(self) -> int | None:
+    def launch_processes(self) -> list[int]:
         """DeepSpeed's launch.py, which stands between the launcher and the ranks."""
+        found = []
         for process in self.living():
             with contextlib.suppress(psutil.Error):
-                if "deepspeed.launcher.launch" in process.cmdline():
-                    return process.pid
-        return None
+                found += [process.pid] if "deepspeed.launcher.launch" in process.cmdline() else []
+        return found
 
     def wait(self, seconds: float) -> list[str]:
         """Wait until every process is gone; those that stay for `seconds` are named, and killed."""

@@ -7,8 +7,10 @@ import random
 import re
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,19 +41,17 @@ class Report:
     seconds: float = 0.0
 
 
-def kind_of(number: int, seed: str) -> str:
-    """The kind of fault of round `number`: all of them in turn, shuffled anew each time through."""
-    kinds = list(FAULTS)
+def kind_of(number: int, seed: str, kinds: Sequence[str]) -> str:
+    """The fault of round `number`: all `kinds` in turn, shuffled anew each time through."""
     turn, place = divmod(number, len(kinds))
-    random.Random(f"{seed}/turn {turn}").shuffle(kinds)
-    return kinds[place]
+    return random.Random(f"{seed}/turn {turn}").sample(list(kinds), len(kinds))[place]
 
 
-def play(number: int, seed: str, runs: Runs, kind: str | None = None) -> Report:
-    """Round `number` of `seed`; with the fault `kind` in the place of its own."""
+def play(number: int, seed: str, runs: Runs, kinds: Sequence[str]) -> Report:
+    """Round `number` of `seed`, of the faults `kinds`."""
     started, choose = time.monotonic(), random.Random(f"{seed}/{number}")
-    kinds = [kind or kind_of(number, seed)]
-    fault = FAULTS[kinds[0]]
+    chosen = [kind_of(number, seed, kinds)]
+    fault = FAULTS[chosen[0]]
     backend = "deepspeed" if fault.needs == "deepspeed" or number % 2 == 0 else "accelerate"
     case = Case.drawn(choose, backend, fault.needs == "denoise" or choose.random() < DENOISE_SHARE)
     if choose.random() < SECOND_FAULT:
@@ -62,15 +62,16 @@ def play(number: int, seed: str, runs: Runs, kind: str | None = None) -> Report:
     folder = runs.work / f"round-{number}"
     folder.mkdir()
     whole = runs.whole(case)
-    with _small_disk(folder, any(FAULTS[each].needs == "disk" for each in kinds)):
+    with _small_disk(folder, is_wanted=any(FAULTS[each].needs == "disk" for each in chosen)):
         run = folder / "run"
         try:
-            for each in kinds:
+            for each in chosen:
+                if newest_whole(run) == case.max_steps:
+                    break  # The fault before came after the end.
                 _break(runs, case, run, FAULTS[each], choose, report)
             _finish(runs, case, run, whole, report)
-        except Exception as error:
-            report.problems.append(f"{type(error).__name__}: {error}")
-            raise
+        except (OSError, ValueError, LookupError, RuntimeError) as error:
+            report.problems.append(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         finally:
             log = run.with_suffix(".log")
             if report.problems and log.exists():
@@ -126,8 +127,8 @@ def _judge_ending(run: Path, fault: Fault, live: Live, before: str, had_begun: b
         report.problems.append(f"status {ending} {status['reason']!r}; expected one of {allowed}")
     elif ending in fault.endings and fault.reason and not re.search(fault.reason, status["reason"]):
         report.problems.append(f"reason {status['reason']!r}; expected {fault.reason!r}")
-    if ending == _FINISHED and not had_begun and live.excused and live.start.launcher is not None:
-        report.problems.append("trained on to the end although its launcher was gone before the first step")
+    if ending == _FINISHED and not had_begun and fault.is_lasting:
+        report.problems.append("trained to the end although the fault came before the first step")
     if live.start.launcher is None and status["state"] != "running":
         # A frozen rank that was woken for its stacks is killed; others end with what status.json says.
         wrong = [code for code in codes.values() if code != status["exit_code"]]
@@ -165,13 +166,25 @@ def _status_text(run: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
+def can_mount() -> bool:
+    """Whether this process may make a file system for a round."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with _small_disk(Path(folder), is_wanted=True):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
 @contextmanager
-def _small_disk(folder: Path, is_wanted: bool) -> Iterator[None]:
+def _small_disk(folder: Path, *, is_wanted: bool) -> Iterator[None]:
     """A file system of its own in `folder`, which takes the rights of root."""
     if not is_wanted:
         yield
         return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "faults", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", DISK, "faults", str(folder)], check=True, stderr=subprocess.DEVNULL
+    )
     try:
         yield
     finally:
