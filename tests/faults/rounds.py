@@ -58,7 +58,7 @@ def play(number: int, seed: str, runs: Runs, kinds: Sequence[str]) -> Report:
         kinds.append(
             choose.choice([name for name, each in FAULTS.items() if each.needs in ("", fault.needs)])
         )
-    report = Report(number, kinds, case.name)
+    report = Report(number, chosen, case.name)
     folder = runs.work / f"round-{number}"
     folder.mkdir()
     whole = runs.whole(case)
