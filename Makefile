@@ -21,9 +21,9 @@ else
 DEMO = data/fg/dataset.json
 endif
 
-BENCHES = shards mixing step startup exact context pedal_speed
+BENCHES = shards mixing step startup exact context pedal_speed stop watch
 
-.PHONY: help env train test test-fast check lint types docs bench fuzz faults clusters clean
+.PHONY: help env train test test-fast check lint types docs bench fuzz stops faults clusters clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,9 @@ bench: env  ## the measurements, one after another (half an hour; on an idle mac
 		$(BIN)/python -m bench.bench_$$name || failed="$$failed $$name"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "== short of the figure wanted:$$failed"; exit 1; fi
+
+stops: env  ## every way to stop a run at every moment of it (89 cells; half an hour)
+	@WAVEWRIGHT_STOPS=1 $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal tests/end_to_end/test_stops.py
 
 clusters: env  ## runs on a real Slurm and over two network namespaces of this machine (root; a quarter of an hour)
 	@WAVEWRIGHT_CLUSTERS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/clusters

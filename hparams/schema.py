@@ -192,6 +192,13 @@ class HParams:
         ),
     ] = 1800.0
 
+    copy_timeout_seconds: Annotated[
+        NonNegativeFloat,
+        Field(
+            description="longest wait at the end of a run, stopping included, for the copies at checkpoint_copy_url"
+        ),
+    ] = 600.0
+
     def __post_init__(self) -> None:
         if self.win_size > self.n_fft:
             raise ValueError(

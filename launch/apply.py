@@ -33,6 +33,7 @@ from enhancer.signal.resample import resample_blocks
 from hparams.errors import UserError
 from hparams.tasks import DenoiseHParams, DeviceHParams
 from launch.common import (
+    HIGHEST_LEVEL,
     checkpoint_folder,
     choose_device,
     knob_values,
@@ -273,8 +274,9 @@ def _blocks(source: Path, rate_hz: int) -> Iterator[Tensor]:
         with sf.SoundFile(str(source)) as reader:
             frames = min(round(BLOCK_SECONDS * rate_hz), MAX_BLOCK_VALUES // reader.channels)
             for block in reader.blocks(frames, dtype="float32", always_2d=True):
-                if not np.isfinite(block).all():
-                    raise UserError(f"{source} holds NaN or infinite samples; repair the file first")
+                if not (np.abs(block) <= HIGHEST_LEVEL).all():  # NaN is not.
+                    found = "absurdly large" if np.isfinite(block).all() else "NaN or infinite"
+                    raise UserError(f"{source} holds {found} samples; repair the file first")
                 yield torch.from_numpy(np.ascontiguousarray(block.T))
     except sf.SoundFileError as error:
         raise UserError(f"{source} cannot be read to its end: {error}") from error

@@ -20,6 +20,7 @@ INTERRUPTED = 130
 # As when a corpus is built (`data_shards.ingest`), which commands that only use a model do not import.
 SOURCE_RATES_HZ = (1_000, 768_000)
 MOST_FRAMES_PER_BYTE = 8192
+HIGHEST_LEVEL = 1e6
 
 
 def reports_user_errors(command: Command) -> Command:

@@ -15,6 +15,7 @@ from enhancer.inference import TrainedRun
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60, window_samples
 from enhancer.signal.resample import resample
 from hparams.errors import UserError
+from launch.common import HIGHEST_LEVEL
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 PLUCK_SECONDS = 8.0
@@ -169,8 +170,10 @@ def read_excitation(path: Path, rate_hz: int) -> torch.Tensor:
     except soundfile.LibsndfileError as error:
         raise UserError(f"--excite {path} cannot be read as audio: {error}") from error
     wave = torch.from_numpy(samples.mean(1))
-    if not bool(wave.isfinite().all()) or not bool(wave.any()):
-        raise UserError(f"--excite {path} is silent, or holds NaN; give the start of a pluck")
+    if not bool((wave.abs() <= HIGHEST_LEVEL).all()) or not bool(wave.any()):
+        raise UserError(
+            f"--excite {path} is silent, or holds NaN or absurdly large samples; give the start of a pluck"
+        )
     return resample(wave, found_hz, rate_hz) if found_hz != rate_hz else wave
 
 

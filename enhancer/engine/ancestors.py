@@ -1,4 +1,4 @@
-"""The processes above this one that belong to its launcher: whether they still stand."""
+"""The processes above this one whose end is the end of the run: a launcher, or who has started it in its place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import psutil
 
+GONE = "the launcher is gone"
 _FIRST = 1
 _LAUNCHERS = (
     "deepspeed",
@@ -16,28 +17,33 @@ _LAUNCHERS = (
     "supervise.py",
     "sweep.py",
 )
-_LAUNCH_PROCESS = "deepspeed.launcher.launch"
 
 
 class Ancestors:
-    """The nearest `count` processes above; `parent_pid` is the nearest, where it said so: it may be gone by now.
+    """The nearest `count` processes above, as they are now.
 
-    An orphan is given another parent, so a list that changes tells of a death. One that died before the list was made
-    has left the first process of the machine in its place, which is no launcher unless its command line says so.
+    The `deepspeed` runner dies without a word to its ranks, two processes below it; so does a sweep that is killed.
+    They may be gone by now: `parent_pid` is the process that started this one, where that is known, and the nearest
+    `num_in_session` are of the session of this one, which who inherits an orphan is not. Ranks of torchrun have sessions
+    of their own: right above an orphan of it stands the first process of the machine, which is no launcher by its words.
     """
 
-    def __init__(self, count: int, parent_pid: int | None = None) -> None:
-        self._pids = _above(count)
-        self._were_gone = _were_adopted(self._pids)
+    def __init__(self, count: int, parent_pid: int | None = None, num_in_session: int = 0) -> None:
+        self._pids = _nearest(count)
+        own = os.getsid(0)
+        self._were_gone = any(_session(pid) != own for pid in self._pids[:num_in_session])
+        if self._pids[:1] == [_FIRST]:
+            self._were_gone |= not any(name in word for word in _words(_FIRST) for name in _LAUNCHERS)
         if parent_pid is not None:
             self._pids[0] = parent_pid
 
     def are_gone(self) -> bool:
-        """Whether any of them has died."""
-        return self._were_gone or _above(len(self._pids)) != self._pids
+        """Whether one of them has ended."""
+        return self._were_gone or _nearest(len(self._pids)) != self._pids
 
 
-def _above(count: int) -> list[int]:
+def _nearest(count: int) -> list[int]:
+    """Process ids of the nearest `count` processes above. An orphan is given another parent, so the list changes."""
     pids: list[int] = []
     pid = os.getpid()
     for _ in range(count):
@@ -49,13 +55,11 @@ def _above(count: int) -> list[int]:
     return pids
 
 
-def _were_adopted(pids: list[int]) -> bool:
-    """Whether the first process stands where a launcher should: right above, or above DeepSpeed's launch process."""
-    if _FIRST not in pids:
-        return False
-    place = pids.index(_FIRST)
-    is_launchers_place = place == 0 or _LAUNCH_PROCESS in _words(pids[place - 1])
-    return is_launchers_place and not any(name in word for word in _words(_FIRST) for name in _LAUNCHERS)
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
 
 
 def _words(pid: int) -> list[str]:

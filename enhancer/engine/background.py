@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 # A tenth of the time of a core that training wants too; all of what training leaves.
 _NICENESS = 10
@@ -22,14 +22,20 @@ class Background:
 
     def __init__(self, name: str, on_failure: Callable[[str], None]) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_lower_priority)
+        self._urgent_executor = ThreadPoolExecutor(1, thread_name_prefix=f"urgent-{name}")
         self._on_failure = on_failure
         self._future: Future[None] | None = None
 
-    def start(self, function: Callable[[], None]) -> None:
-        """Begin `function`; `finish` has returned since the last one."""
+    def start(self, function: Callable[[], None], *, is_urgent: bool = False) -> None:
+        """Begin `function`, at training's own priority where `is_urgent`; `finish` has returned since the last one."""
         assert self._future is None, "the last call is not finished"
-        self._future = self._executor.submit(function)
+        self._future = (self._urgent_executor if is_urgent else self._executor).submit(function)
         self._future.add_done_callback(self._tell)
+
+    def is_done(self, wait_seconds: float) -> bool:
+        """Whether no call is under way any more, after `wait_seconds` at most; `finish` then returns at once."""
+        future = self._future
+        return future is None or bool(wait([future], wait_seconds).done)
 
     def finish(self) -> None:
         """Wait for the end of the call. Raises what it raised."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+from torch.utils.file_baton import FileBaton
 
 # On a file system of several machines the builder may be elsewhere; no build takes longer.
 _SHARED_BUILD_SECONDS = 1800.0
@@ -59,6 +60,17 @@ def waited_lock(thread_id: int) -> Path | None:
             return Path(frame.f_locals["self"].lock_file_path)
         frame = frame.f_back
     return None
+
+
+def release_held_lock(thread_id: int) -> None:
+    """Remove the lock that the thread holds for a build, if it does. For a process that is about to end: no other start
+    then waits for what nobody builds."""
+    frame = sys._current_frames().get(thread_id)
+    while frame is not None:
+        baton = frame.f_locals.get("baton")
+        if isinstance(baton, FileBaton) and baton.fd is not None:
+            Path(baton.lock_file_path).unlink(missing_ok=True)
+        frame = frame.f_back
 
 
 def is_held(path: Path) -> bool:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ from enhancer.engine.weights import read_weights_file, write_file
 from hparams.errors import UserError
 
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
+# Ranks that wait for a write ask each other this often whether all are done.
+_TURN_SECONDS = 0.2
 # What torch, DeepSpeed and the random generators raise for tensors of other names, types and shapes.
 _OF_OTHER_MODULES = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError)
 
@@ -138,7 +141,7 @@ class Checkpoints:
         final = self.folder / folder_name(state.step)
         is_last = self._last == final
         if is_best or not is_last:
-            self.finish()
+            self.finish_together()
             temporary = distributed.on_main(lambda: self._publisher.prepare(final, is_known=is_last))
             if temporary is None:
                 distributed.on_main(lambda: self._publisher.point(final, is_best=is_best))
@@ -146,13 +149,14 @@ class Checkpoints:
                 files = self._capture(final, temporary, backend, average)
                 record = {**self.record, **backend.describe()}
                 snapshot = _Snapshot(state, record, files, is_best, final, temporary)
-                if self._writer is None or is_waiting:
+                if self._writer is None:
                     self._commit(snapshot, started, is_beside=False)
                 else:
-                    self._writer.start(lambda: self._commit(snapshot, started, is_beside=True))
+                    commit = partial(self._commit, snapshot, started, is_beside=not is_waiting)
+                    self._writer.start(commit, is_urgent=is_waiting)
             self._last = final
         if is_waiting:
-            self.finish()
+            self.finish_together()
         return final
 
     def finish(self) -> None:
@@ -168,10 +172,27 @@ class Checkpoints:
             self._last = None
             raise
 
-    def finish_copies(self) -> None:
-        """`finish`, and wait until the last checkpoint is copied. Raises CopyError on all ranks alike."""
+    def finish_together(self) -> None:
+        """`finish`, called by all ranks. The write may take its time, but a rank that is lost meanwhile is noticed."""
+        while self._writer is not None and not distributed.all_agree(self._writer.is_done(_TURN_SECONDS)):
+            continue
         self.finish()
-        distributed.on_main(lambda: self._copies.finish() if self._copies else None)
+
+    def finish_copies(self, most_seconds: float) -> bool:
+        """`finish_together`, and wait until the last checkpoint is copied; False where it is not after `most_seconds`.
+
+        Raises CopyError on all ranks alike.
+        """
+        self.finish_together()
+        deadline = time.monotonic() + most_seconds
+        is_copied = is_late = False
+        while not (is_copied or is_late):
+            # Ranks without copies must hear something now and then: comm_timeout_seconds is for those that are lost.
+            is_copied = self._copies is None or self._copies.is_done(_TURN_SECONDS)
+            is_copied, is_late = distributed.broadcast((is_copied, time.monotonic() > deadline))
+        if is_copied:
+            distributed.on_main(lambda: self._copies.finish() if self._copies else None)
+        return is_copied
 
     def latest_valid(self) -> Checkpoint | None:
         """The newest checkpoint whose every byte verifies, None in a fresh run. Called by all ranks.

@@ -98,6 +98,10 @@ class Copies:
         with self._lock:
             return set(self._in_use)
 
+    def is_done(self, wait_seconds: float) -> bool:
+        """Whether all is sent, or has failed, after `wait_seconds` at most."""
+        return self._sender.is_done(wait_seconds)
+
     def finish(self) -> None:
         """Wait until all is sent. Raises UserError where that failed."""
         self._sender.finish()

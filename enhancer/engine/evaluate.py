@@ -102,7 +102,8 @@ def _rows_of_this_rank(
         if is_first and (distributed.is_main() or backend.is_sharded):
             task.show(modules, on_device, media)
         is_first = False
-    return rows
+    # Without all of its pictures it is not complete: it is done again when the run goes on.
+    return None if Flags(is_stopping=media.is_cut).agreed().is_stopping else rows
 
 
 def _checked(stream: Stream) -> Iterator[tuple[Batch, str]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PARENT_VARIABLE = "WAVEWRIGHT_PARENT"
-"""Set by a sweep for its members: its process id."""
+"""Set by a sweep for its members, and by who starts ranks without a launcher: its process id."""
 NODE_VARIABLE = "WAVEWRIGHT_NODE"
 """Set by `launch/node.py`, which stands above the `deepspeed` command."""
 
@@ -26,6 +27,8 @@ class Launch:
     """How many of the processes above belong to the launcher, so that their end is the end of the run."""
     has_user_threads: bool
     """Whether the number of threads was set by the user and not by the launcher."""
+    num_in_session: int = 0
+    """How many of them are in the session of this process."""
     parent_pid: int | None = None
     """The process above, where it said so: it may be gone before this one can look."""
 
@@ -35,20 +38,23 @@ def detect() -> Launch:
 
     torchrun (which `accelerate launch` uses for several processes) names its run; DeepSpeed's launch.py sets
     CROSS_RANK, CROSS_SIZE and LOCAL_SIZE, and stands between the `deepspeed` command and its ranks; above that may be
-    `launch/node.py`.
+    `launch/node.py`. A program that starts ranks with these variables by itself names itself as their parent.
     """
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" in environment:
         size = int(environment["LOCAL_WORLD_SIZE"])
         return Launch("accelerate", size, 1, _has_user_threads())
     if {"RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"} <= environment.keys():
+        size, has_threads = int(environment["LOCAL_SIZE"]), _has_user_threads()
+        if environment.get(PARENT_VARIABLE) == str(os.getppid()):
+            return Launch("deepspeed", size, 1, has_threads, parent_pid=os.getppid())
         num_ancestors = 3 if NODE_VARIABLE in environment else 2
-        return Launch("deepspeed", int(environment["LOCAL_SIZE"]), num_ancestors, _has_user_threads())
+        return Launch("deepspeed", size, num_ancestors, has_threads, num_in_session=2)
     if "ACCELERATE_MIXED_PRECISION" in environment:
-        return Launch("accelerate", 1, 1, _has_user_threads())
+        return Launch("accelerate", 1, 1, _has_user_threads(), num_in_session=1)
     has_threads = "OMP_NUM_THREADS" in environment
     if PARENT_VARIABLE in environment:
-        return Launch("accelerate", 1, 1, has_threads, int(environment[PARENT_VARIABLE]))
+        return Launch("accelerate", 1, 1, has_threads, parent_pid=int(environment[PARENT_VARIABLE]))
     return Launch("accelerate", 1, 0, has_threads)
 
 
@@ -66,6 +72,14 @@ def started_unix() -> float:
 def is_first_rank() -> bool:
     """Whether this process is rank 0 by what its launcher says, for texts before the ranks have met."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def rank_of(environment: Mapping[str, str]) -> int | None:
+    """The rank of this run that a process with `environment` is, or was started by; None for one of another run."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")
+    if "RANK" not in environment or any(environment.get(name) != os.environ.get(name) for name in names):
+        return None
+    return int(environment["RANK"])
 
 
 def _has_user_threads() -> bool:

@@ -9,45 +9,41 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import psutil
 
-from enhancer.engine.ancestors import Ancestors
+from enhancer.engine.ancestors import GONE, Ancestors
 from enhancer.engine.status import EXIT_CODES, EXIT_LOST
-from enhancer.engine.stop import LAUNCHER_GONE
 
 _LOOK_SECONDS = 1.0
 
 
 @contextmanager
 def meeting(num_local: int, patience_seconds: float, ancestors: Ancestors) -> Iterator[None]:
-    """Ends this process and its siblings that are stopped for longer than `patience_seconds` inside, and this one
-    when the launcher dies, any of the `ancestors`: the other ranks may never have been started.
+    """Ends this process and its siblings that are stopped for longer than `patience_seconds` inside, and this process
+    when one of its `ancestors` is gone.
 
     Siblings are the other processes of the launcher, for a machine of `num_local` ranks. One that dies is noticed by
     the launcher, one on another machine by the time-out of the process group.
     """
     done = threading.Event()
-    look = partial(_look, done, patience_seconds, ancestors, has_siblings=num_local > 1)
-    threading.Thread(target=look, name="meeting", daemon=True).start()
+    given = (done, num_local, patience_seconds, ancestors)
+    threading.Thread(target=_look, args=given, name="meeting", daemon=True).start()
     try:
         yield
     finally:
         done.set()
 
 
-def _look(
-    done: threading.Event, patience_seconds: float, ancestors: Ancestors, *, has_siblings: bool
-) -> None:
+def _look(done: threading.Event, num_local: int, patience_seconds: float, ancestors: Ancestors) -> None:
     stopped_since: dict[int, float] = {}
     looked = time.monotonic()
     while not done.wait(_LOOK_SECONDS):
         if ancestors.are_gone() and not done.is_set():
-            os.write(2, f"stopped before training: {LAUNCHER_GONE}\n".encode())
+            os.write(2, f"stopped: {GONE}, while the ranks met\n".encode())
             os._exit(EXIT_CODES["preempted"])
         now = time.monotonic()
-        stopped = _stopped_siblings() if has_siblings else []
+        stopped = _stopped_siblings() if num_local > 1 else []
         if now - looked > patience_seconds / 3:
             stopped_since.clear()  # This process was stopped itself, such as by Ctrl-Z, with all others.
         looked = now

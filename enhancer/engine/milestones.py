@@ -44,7 +44,7 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
         return state, False
     job.pulse.mark("an evaluation", state.step)
     job.monitor.say(f"evaluating at step {state.step}")
-    media = job.monitor.media(state.step)
+    media = job.monitor.media(state.step, lambda: job.stop.is_requested)
     with job.average.in_place() if job.average else nullcontext():
         evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse)
     if evaluation is None:
@@ -133,14 +133,24 @@ def save_before_failing(job: Job, state: State, saved_step: int, failure: DataFa
         raise DataFailure(f"{failure}\nWhile saving the steps before that: {error}") from failure
 
 
-def finish_saving(job: Job) -> None:
-    """Wait until what is under way is published and copied. Raises UserError on all ranks alike where it cannot be."""
+def finish_saving(job: Job) -> str:
+    """Wait until what is under way is published and copied; what is not copied in time, or nothing.
+
+    Raises UserError on all ranks alike where it cannot be.
+    """
+    hp = job.hp
     try:
-        job.checkpoints.finish()
+        job.checkpoints.finish_together()
         job.pulse.mark(COPYING)
-        job.checkpoints.finish_copies()
+        is_copied = job.checkpoints.finish_copies(hp.copy_timeout_seconds)
     finally:
         tell_saved(job)
+    if is_copied:
+        return ""
+    return (
+        f"the copy of the last checkpoint at {hp.checkpoint_copy_url} was not complete after "
+        f"copy_timeout_seconds={hp.copy_timeout_seconds:g}; the same command sends it"
+    )
 
 
 def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:
@@ -171,8 +181,10 @@ def preempted(job: Job, state: State) -> Outcome:
 
 
 def end(job: Job, outcome: Outcome) -> Outcome:
-    """Write down how the run ended, with what was under way on the disk; `outcome`."""
-    finish_saving(job)
+    """Write down how the run ended, with what was under way on the disk; `outcome`, with what is not copied."""
+    uncopied = finish_saving(job)
+    if uncopied:
+        outcome = replace(outcome, reason="; ".join(filter(None, (outcome.reason, uncopied))))
     text = f"{outcome.status} at step {outcome.state.step}" + (
         f": {outcome.reason}" if outcome.reason else ""
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,11 @@ class Monitor:
         ]
         self._console.line(f"evaluation at step {step} in {seconds:.1f} s: {', '.join(words)}")
 
-    def media(self, step: int) -> Media:
-        """Where the sounds and pictures of the evaluation at `step` go."""
+    def media(self, step: int, is_stopping: Callable[[], bool] = lambda: False) -> Media:
+        """Where the sounds and pictures of the evaluation at `step` go, until `is_stopping`."""
         if not self._is_writing:
             return NoMedia()
-        return MediaFolder(self._folder / SAMPLES / folder_name(step), self._writer(), step)
+        return MediaFolder(self._folder / SAMPLES / folder_name(step), self._writer(), step, is_stopping)
 
     def say(self, text: str) -> None:
         """A line on the console only: what is going on."""

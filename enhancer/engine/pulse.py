@@ -16,6 +16,9 @@ HEARTBEATS = "heartbeats"
 BEAT_SECONDS = 1.0
 COPYING = "copying"
 """The phase in which nothing is judged but signs of life: sending a checkpoint takes as long as the network does."""
+STARTING, BUILDING = "starting", "opening the corpora and building the model"
+PREPARING = (STARTING, BUILDING)
+"""The phases before the first step, in which there is nothing to save yet."""
 ENDED = "ended"
 _FILE_BYTES = 2048
 
@@ -24,7 +27,7 @@ class Pulse:
     """What the main thread of this rank is at. It says so in passing; a thread beside it writes it down."""
 
     def __init__(self) -> None:
-        self.phase = "starting"
+        self.phase = STARTING
         self.step = 0
         self.marks = 0
         """How often the main thread came further."""
@@ -51,9 +54,11 @@ class Beat:
     hang_seconds: float
     """How long this file may stand still."""
     count: int = 0
-    phase: str = "starting"
+    phase: str = STARTING
     step: int = 0
     marks: int = 0
+    stop: str = ""
+    """Why the rank was asked to stop, if it was."""
     end: str = ""
     """Empty while the rank lives, `ended`, or what it failed with."""
 

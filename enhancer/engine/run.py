@@ -27,6 +27,7 @@ MAY_CHANGE = {
     *("nj", "log_every", "eval_every", "save_every", "data_timeout_seconds", "comm_timeout_seconds"),
     *("hang_timeout_seconds", "stall_timeout_seconds"),
     *("keep_checkpoints", "keep_every_steps", "async_checkpoints", "checkpoint_copy_url"),
+    "copy_timeout_seconds",
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
 Change = tuple[str, Any, Any]

@@ -25,12 +25,12 @@ from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
 from enhancer.engine.monitor import Monitor
-from enhancer.engine.pulse import Pulse
+from enhancer.engine.pulse import BUILDING, Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.state import State
-from enhancer.engine.stop import Stop, listening
+from enhancer.engine.stop import EXIT_INTERRUPTED, LEFT, Stop, listening
 from enhancer.engine.task import Stream, Task
 from enhancer.engine.watch import watching
 from hparams.errors import UserError
@@ -73,7 +73,7 @@ OpenTask = Callable[[HParams, Place], tuple[Task, Stream]]
 def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     """Train or go on training; the exit code. The user's mistakes are one text on rank 0's stderr."""
     launch = launcher.detect()
-    ancestors = Ancestors(launch.num_ancestors, launch.parent_pid)
+    ancestors = Ancestors(launch.num_ancestors, launch.parent_pid, launch.num_in_session)
     backend_name = options.backend or launch.backend
     try:
         with meeting(launch.local_world_size, hp.hang_timeout_seconds, ancestors):
@@ -144,13 +144,15 @@ class _Session:
         with (
             closing(run),
             listening(run.folder, self.ancestors) as stop,
-            watching(run, pulse, self.hp) as watch,
+            watching(run, pulse, self.hp, stop) as watch,
         ):
+            stop.before_leaving = lambda: run.status("preempted", run.step, LEFT, EXIT_INTERRUPTED)
             try:
                 with ExitStack() as stack:
                     try:
                         job, state = self._prepare(run, stop, pulse, stack)
                     except (UserError, OSError):
+                        watch.leave_if_stopped()
                         run.take_back()
                         raise
                     return fit(job, state).exit_code
@@ -158,6 +160,7 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
+                watch.leave_if_stopped()
                 watch.wait_for_cause()
                 if distributed.is_lost(error):
                     lost = distributed.lost(error, self.hp.comm_timeout_seconds)
@@ -178,7 +181,7 @@ class _Session:
         batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
         place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
         say("opening the corpora and building the model")
-        pulse.mark("building the model", run.step)
+        pulse.mark(BUILDING, run.step)
         # The same weights on all ranks; what is drawn while training differs between them.
         torch.manual_seed(hp.seed)
         is_fresh = checkpoint is None

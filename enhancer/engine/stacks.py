@@ -11,6 +11,7 @@ from typing import IO
 
 import psutil
 
+from enhancer.engine.launcher import rank_of
 from enhancer.engine.peers import Process
 from enhancer.engine.pulse import Beat
 
@@ -80,6 +81,21 @@ def kill_children() -> None:
     """End what this process has started, such as loader workers that do not notice its end."""
     for child in psutil.Process().children(recursive=True):
         _kill(child)
+
+
+def kill_left_by(gone: Sequence[Beat]) -> None:
+    """End what ranks of this machine that are `gone` have started, such as a compiler: those that have inherited their
+    environment."""
+    if not gone:
+        return
+    ranks = {beat.rank for beat in gone}
+    for process in psutil.process_iter():
+        try:
+            rank = rank_of(process.environ())
+        except psutil.Error:
+            continue  # Of another user, or gone since.
+        if rank in ranks:
+            _kill(process)
 
 
 def _size(folder: Path, beat: Beat) -> int:

@@ -9,18 +9,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from enhancer.engine import distributed
-from enhancer.engine.ancestors import Ancestors
+from enhancer.engine.ancestors import GONE, Ancestors
 from enhancer.engine.status import STOP
 
 POLL_SECONDS = 0.5
 EXIT_INTERRUPTED = 130
-LAUNCHER_GONE = "the launcher is gone"
+LEFT = "SIGINT for the third time: left at once, without a checkpoint of the last steps"
 
 
 class Stop:
@@ -30,6 +30,8 @@ class Stop:
         self.reason = ""
         self._interrupts = 0
         self._pid = os.getpid()
+        self.before_leaving: Callable[[], None] = lambda: None
+        """Called before a third SIGINT ends the process."""
 
     @property
     def is_requested(self) -> bool:
@@ -51,17 +53,14 @@ class Stop:
             elif self._interrupts == 2:
                 _say("already stopping; interrupt once more to leave at once without a checkpoint")
             else:
+                self.before_leaving()
                 os._exit(EXIT_INTERRUPTED)
         self.request(signal.Signals(number).name)
 
 
 @contextmanager
 def listening(run_folder: Path, ancestors: Ancestors) -> Iterator[Stop]:
-    """A `Stop` that hears signals, `run_folder`/STOP and the end of any of the `ancestors`.
-
-    The `deepspeed` runner dies without a word to its ranks, two processes below it; hence the watching. So does a
-    sweep that is killed.
-    """
+    """A `Stop` that hears signals, `run_folder`/STOP and the end of one of the `ancestors`."""
     stop = Stop()
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop, done, run_folder / STOP, ancestors), daemon=True)
@@ -81,7 +80,7 @@ def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: Ancest
         if stop_file.exists():
             stop.request(f"{STOP} file in the run folder")
         elif ancestors.are_gone():
-            stop.request(LAUNCHER_GONE)
+            stop.request(GONE)
         if stop.is_requested:
             return
 

@@ -33,6 +33,9 @@ class Modules(Mapping[str, nn.Module]):
 class Media(Protocol):
     """Where a task puts pictures and sounds of an evaluation. Ranks other than 0 get one that drops them."""
 
+    is_cut: bool
+    """Whether some were dropped for a stop request."""
+
     def audio(self, name: str, wave: Tensor, rate_hz: int) -> None:
         """Keep `wave` of shape [T] as `name`."""
 

@@ -1,7 +1,8 @@
 """A thread in each rank that shows signs of life, looks for those of others, and ends a run that would hang.
 
-Rank 0 watches all ranks, all watch rank 0. Who finds that a rank is gone, frozen or stuck writes `abort.json` beside
-the heartbeats, which every rank sees within a second: all dump their stacks and leave, whatever their main threads do.
+Rank 0 watches all ranks, all watch rank 0. A request to stop that one has heard is handed on to all. Who finds that a
+rank is gone, frozen or stuck writes `abort.json` beside the heartbeats, which every rank sees within a second: all dump
+their stacks and leave, whatever their main threads do.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from typing import NoReturn
 import psutil
 
 from enhancer.engine import atomic, distributed
-from enhancer.engine.build_lock import BuildLocks
+from enhancer.engine.build_lock import BuildLocks, release_held_lock
 from enhancer.engine.peers import Peers, Verdict
 from enhancer.engine.pulse import (
     BEAT_SECONDS,
     ENDED,
     HEARTBEATS,
+    PREPARING,
     Beat,
     BeatFile,
     Pulse,
@@ -37,22 +39,34 @@ from enhancer.engine.pulse import (
     this_host,
 )
 from enhancer.engine.run import Run
-from enhancer.engine.stacks import STACKS, StackFile, end_hung, inspect, kill_children
+from enhancer.engine.stacks import (
+    STACKS,
+    StackFile,
+    end_hung,
+    inspect,
+    kill_children,
+    kill_left_by,
+)
 from enhancer.engine.status import EXIT_CODES
+from enhancer.engine.stop import Stop
 from hparams.errors import UserError
 from hparams.schema import HParams
 
 ABORT = "abort.json"
 # Long enough to say what went wrong, and shorter than launchers wait.
 _LEAVE_SECONDS = 10.0
+# A run that is asked to stop before its first step has so long to find out by itself. Then whatever it waits for, such
+# as a compiler or a store, is ended with it: there is nothing to save.
+_PREPARING_SECONDS = 8.0
 EXIT_USER = 2
 
 
 class Watch:
     """The watching thread of this rank in the start `launch` of `run`."""
 
-    def __init__(self, run: Run, pulse: Pulse, hp: HParams, launch: str) -> None:
-        self._run, self._pulse = run, pulse
+    def __init__(self, run: Run, pulse: Pulse, hp: HParams, stop: Stop, launch: str) -> None:
+        self._run, self._pulse, self._stop = run, pulse, stop
+        self._stop_heard: float | None = None
         self._rank = distributed.rank()
         self._folder = run.folder / HEARTBEATS
         self._stacks_folder = run.folder / STACKS / launch
@@ -62,7 +76,8 @@ class Watch:
         self._beat = Beat(launch, self._rank, this_host(), os.getpid(), created, self._hang_seconds)
         stall_seconds = hp.stall_timeout_seconds if self._rank == 0 else None
         self._peers = Peers(self._hang_seconds, stall_seconds, this_host(), inspect, time.monotonic())
-        self._locks = BuildLocks(threading.main_thread().ident or 0, self._hang_seconds)
+        self._main_thread = threading.main_thread().ident or 0
+        self._locks = BuildLocks(self._main_thread, self._hang_seconds)
         self._is_explaining = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -86,6 +101,14 @@ class Watch:
         with contextlib.suppress(OSError):
             self._stacks_folder.rmdir()
             self._stacks_folder.parent.rmdir()
+
+    def leave_if_stopped(self) -> None:
+        """End this process, and the others, where the run was asked to stop before its first step.
+
+        For an error of that time: launchers tell everything that a rank has started, too, and a compiler then fails.
+        """
+        if self._is_stopped_early():
+            self._end(self._stopped())
 
     def wait_for_cause(self) -> None:
         """Return when no other rank is the cause of an error that this one has met.
@@ -115,7 +138,13 @@ class Watch:
         pulse = self._pulse
         count = self._beat.count + 1
         self._beat = replace(
-            self._beat, count=count, phase=pulse.phase, step=pulse.step, marks=pulse.marks, end=end
+            self._beat,
+            count=count,
+            phase=pulse.phase,
+            step=pulse.step,
+            marks=pulse.marks,
+            stop=self._stop.reason,
+            end=end,
         )
         # A rank that cannot write shows no sign of life, and that is what the others then say.
         with contextlib.suppress(OSError):
@@ -135,7 +164,25 @@ class Watch:
                 "Remove that file and run again"
             )
             return Verdict(reason, EXIT_USER)
-        return self._peers.look([*self._others(), self._beat], now)
+        others = self._others()
+        for beat in others:
+            if beat.stop:
+                self._stop.request(beat.stop)
+        return self._peers.look([*others, self._beat], now) or self._stopped_early(now)
+
+    def _stopped_early(self, now: float) -> Verdict | None:
+        """The end of a start that was asked to stop some time ago and still prepares the first step."""
+        if not self._is_stopped_early():
+            return None
+        self._stop_heard = self._stop_heard or now
+        return self._stopped() if now - self._stop_heard > _PREPARING_SECONDS else None
+
+    def _is_stopped_early(self) -> bool:
+        return self._stop.is_requested and self._pulse.phase in PREPARING
+
+    def _stopped(self) -> Verdict:
+        text = f"{self._stop.reason}, while {self._pulse.phase}: nothing was to be saved"
+        return Verdict(text, EXIT_CODES["preempted"])
 
     def _end(self, found: Verdict) -> NoReturn:
         """End this process with the first verdict that any rank has come to, also where it cannot be told."""
@@ -150,17 +197,25 @@ class Watch:
         os._exit(verdict.exit_code)
 
     def _clear_up(self, verdict: Verdict, *, is_first: bool) -> None:
-        """Dump the stacks, end the ranks that hang and what this one started, and say why."""
-        self._stacks.dump()
+        """Dump the stacks, end the ranks that hang and what this one and those that are gone started, and say why."""
+        is_preempted = verdict.exit_code == EXIT_CODES["preempted"]
+        if not is_preempted:
+            self._stacks.dump()
         hung = [beat for beat in verdict.hung if beat.host == self._beat.host and beat.rank != self._rank]
         if hung and self._is_first_here(verdict):
             end_hung(hung, self._stacks_folder)
         kill_children()
+        release_held_lock(self._main_thread)
+        gone = [beat for beat in self._others() if beat.host == self._beat.host and not beat.end]
+        kill_left_by([beat for beat in gone if inspect(beat).status == "gone"])
         if is_first:
             text = f"error: {verdict.reason}\nstacks of the ranks: {self._stacks_folder}\n"
+            if is_preempted:
+                text = f"stopped: {verdict.reason}\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
         if is_first or self._rank == 0:
-            self._run.status("failed", self._pulse.step, verdict.reason, verdict.exit_code, is_forced=True)
+            state = "preempted" if is_preempted else "failed"
+            self._run.status(state, self._pulse.step, verdict.reason, verdict.exit_code, is_forced=True)
         self._show(ENDED)
 
     def _is_first_here(self, verdict: Verdict) -> bool:
@@ -172,13 +227,13 @@ class Watch:
 
 
 @contextmanager
-def watching(run: Run, pulse: Pulse, hp: HParams) -> Iterator[Watch]:
+def watching(run: Run, pulse: Pulse, hp: HParams, stop: Stop) -> Iterator[Watch]:
     """A `Watch` for as long as this rank works on `run`. Called by all ranks.
 
     An error that is not the user's to mend gives the other ranks time to say that one of them was its cause.
     """
     launch = distributed.on_main(lambda: _fresh_folder(run.folder / HEARTBEATS))
-    watch = Watch(run, pulse, hp, launch)
+    watch = Watch(run, pulse, hp, stop, launch)
     watch.start()
     end = ENDED
     try:

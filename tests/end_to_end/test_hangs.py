@@ -21,6 +21,7 @@ from enhancer.engine.pulse import BEAT_SECONDS
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
+HELD = Path(__file__).with_name("held.py")
 FOREVER = ("--set", "max_steps=100000", "--set", "save_every=100000", "--set", "eval_every=100000")
 HALF = ("--set", "batch_size_per_gpu=4", *FOREVER)
 SOON = (*HALF, "--set", "hang_timeout_seconds=6", "--step-seconds", "0.02")
@@ -115,6 +116,18 @@ def test_a_standstill_of_living_ranks_ends_the_run(tmp_path):
     reason = failed(run, 71)
     assert "no rank came further for 6 s" in reason and "rank 1 in waiting for data at step 5" in reason
     assert "_break" in stacks(run, 1)
+
+
+def test_a_rank_that_is_cut_off_in_the_last_save_ends_the_run_within_the_limit(tmp_path):
+    """It lives, but does not answer any more, as beyond a link that was cut."""
+    run = tmp_path / "run"
+    values = ("--set", "batch_size_per_gpu=4", "--set", "max_steps=4", "--set", "comm_timeout_seconds=5")
+    ended = [
+        wait(process)
+        for process in start_ranks("deepspeed", 2, run, "cut off while saving", *values, program=HELD)
+    ]
+    assert [each.code for each in ended] == [1, 1], [each.text for each in ended]
+    assert "longer than comm_timeout_seconds=5" in failed(run, 1)
 
 
 def test_a_run_that_goes_well_leaves_no_trace_of_the_watch(tmp_path):

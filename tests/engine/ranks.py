@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from enhancer.engine.launcher import PARENT_VARIABLE
+
 TOY = Path(__file__).with_name("toy.py")
 TIMEOUT_SECONDS = 120
 SCRIPTS = Path(sys.executable).parent
@@ -63,6 +65,7 @@ def start_ranks(
             values = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
             values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             if backend == "deepspeed":
+                values |= {PARENT_VARIABLE: str(os.getpid())}
                 values |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(num_ranks)}
             else:
                 values |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(num_ranks)}

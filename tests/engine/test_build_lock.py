@@ -24,12 +24,13 @@ from pathlib import Path
 from torch.utils.file_baton import FileBaton
 from enhancer.engine.pulse import Pulse
 from enhancer.engine.run import Run
+from enhancer.engine.stop import Stop
 from enhancer.engine.watch import watching
 from hparams.load import load
 hp = load("base", ["hang_timeout_seconds=5"])
 run = Run.open(Path(sys.argv[1]), hp)
 run.status("running", 0)
-with watching(run, Pulse(), hp):
+with watching(run, Pulse(), hp, Stop()):
     FileBaton(sys.argv[2]).wait()
 """
 

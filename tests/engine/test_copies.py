@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,14 +27,19 @@ from enhancer.engine.retention import Retention
 from enhancer.engine.session import Options, train
 from hparams.errors import UserError
 
+SECONDS = 60.0
+
 
 class Recorded(RemoteFolder):
     """A remote folder that tells what was sent, and refuses the names that `refused` is part of."""
 
     sent: list[str]
     refused: str
+    is_stuck = False
 
     def send(self, source: Path, name: str) -> None:
+        while self.is_stuck and name.startswith("checkpoints"):
+            time.sleep(0.05)
         if self.refused and self.refused in name:
             raise RemoteError(self.at(name), "cannot be written: the test says so")
         self.sent.append(name)
@@ -64,7 +70,7 @@ def copied(remote: RemoteFolder, run: Path, *steps: int, keep: int = 9, best: in
         backend = TinyBackend()
         backend.values = torch.full((100,), float(step))
         checkpoints.save(state_at(step), backend, is_best=step == best)
-        checkpoints.finish_copies()
+        assert checkpoints.finish_copies(SECONDS)
     return checkpoints
 
 
@@ -238,3 +244,17 @@ def test_a_copy_that_fails_ends_the_run_with_its_reason_and_every_step_saved(tmp
     assert found.state.step == ended["step"] >= 5
     assert session(run, remote_at(f"file://{tmp_path}/remote"), f"max_steps={found.state.step}") == 0
     assert remote.names("checkpoints")[-1] == found.folder.name
+
+
+def test_a_url_that_does_not_come_further_holds_the_end_of_a_run_for_as_long_as_allowed(url, tmp_path):
+    remote, run = remote_at(url), tmp_path / "run"
+    object.__setattr__(remote, "is_stuck", True)
+    named = f"checkpoint_copy_url={url}"
+    assert session(run, remote, named, "copy_timeout_seconds=1", fault="term:7:0") == 75
+    assert status(run)["state"] == "preempted"
+    reason = status(run)["reason"]
+    assert reason.startswith("SIGTERM; ") and url in reason and "copy_timeout_seconds=1" in reason
+    object.__setattr__(remote, "is_stuck", False)
+    assert session(run, remote_at(url), named, "copy_timeout_seconds=60") == 0
+    assert status(run)["reason"] == ""
+    assert remote.names("checkpoints")[-1] == "step-0000010"

@@ -52,6 +52,14 @@ def test_a_stop_request_gives_it_up():
     assert evaluate(task, ToyStream(), make_backend(task), stop, NoMedia()) is None
 
 
+def test_one_whose_pictures_were_cut_short_is_given_up():
+    class Cut(NoMedia):
+        is_cut = True
+
+    task = ToyTask()
+    assert evaluate(task, ToyStream(batch_size=16), make_backend(task), Stop(), Cut()) is None
+
+
 def test_damaged_validation_data_and_an_empty_list_say_so():
     class Damaged(ToyStream):
         def validation(self):

@@ -161,6 +161,22 @@ def test_a_figure_is_kept_as_png_and_in_tensorboard(tmp_path):
     assert [entry.step for entry in board(tmp_path).Images("spectrogram")] == [2]
 
 
+def test_pictures_after_a_stop_request_are_not_drawn(tmp_path):
+    from matplotlib.figure import Figure
+
+    requests: list[str] = []
+    monitor = Monitor.open(tmp_path, max_steps=10, from_step=0)
+    media = monitor.media(2, lambda: bool(requests))
+    media.audio("before", torch.zeros(8), 8000)
+    assert not media.is_cut
+    requests.append("SIGTERM")
+    media.audio("after", torch.zeros(8), 8000)
+    media.figure("picture", Figure())
+    monitor.close()
+    assert media.is_cut
+    assert [path.name for path in (tmp_path / "samples").rglob("*.*")] == ["before.wav"]
+
+
 def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(monitor_module.distributed, "is_main", lambda: False)
     monitor = Monitor.open(tmp_path, max_steps=10, from_step=0)

@@ -77,35 +77,6 @@ def test_the_end_of_the_process_above_the_parent_is_a_request(tmp_path):
     assert (tmp_path / "heard").read_text() == "the launcher is gone"
 
 
-@pytest.mark.parametrize("victim", ["runner", "launch"])
-def test_a_launcher_that_died_before_the_rank_could_look_is_missed(tmp_path, victim):
-    # The rank looks when it is told, after the death.
-    rank = (
-        "import os, sys, time; from pathlib import Path; from enhancer.engine.ancestors import Ancestors\n"
-        "folder = Path(sys.argv[1])\n"
-        "(folder / 'rank').write_text(f'{os.getpid()} {os.getppid()}')\n"
-        "while not (folder / 'look').exists(): time.sleep(0.05)\n"
-        "(folder / 'gone').write_text(str(Ancestors(2).are_gone()))\n"
-    )
-    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-    # DeepSpeed's process is known by a word of its command line, which is not for the rank.
-    launch = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[2:]])"
-    words = [sys.executable, "-c", start, launch, "deepspeed.launcher.launch", rank, str(tmp_path)]
-    runner = subprocess.Popen(words)
-    wait_until(lambda: (tmp_path / "rank").exists() and (tmp_path / "rank").read_text(), 30, "the rank")
-    pid, launch_pid = map(int, (tmp_path / "rank").read_text().split())
-    killed, orphan = (runner.pid, launch_pid) if victim == "runner" else (launch_pid, pid)
-    os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: psutil.Process(orphan).ppid() != killed, 10, "another parent")
-    if psutil.Process(orphan).ppid() != 1:
-        psutil.Process(pid).kill()
-        pytest.skip("on this machine orphans are given to another than the first process")
-    (tmp_path / "look").touch()
-    wait_until(lambda: (tmp_path / "gone").exists() and (tmp_path / "gone").read_text(), 10, "the answer")
-    runner.wait()
-    assert (tmp_path / "gone").read_text() == "True"
-
-
 def test_a_starter_that_died_before_anybody_listened_is_missed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -123,6 +94,66 @@ def test_the_member_of_a_sweep_watches_the_sweep(monkeypatch):
     assert (detect().num_ancestors, detect().parent_pid) == (0, None)
     monkeypatch.setenv(PARENT_VARIABLE, "4711")
     assert (detect().num_ancestors, detect().parent_pid) == (1, 4711)
+
+
+def test_who_inherits_an_orphan_is_no_launcher(tmp_path):
+    """A launcher that died before anybody listened: the parent is then of another session than this process."""
+    rank = (
+        "import sys, time; from pathlib import Path; from enhancer.engine.ancestors import Ancestors\n"
+        "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)\n"
+        "Path(sys.argv[1], 'heard').write_text(str(Ancestors(1, num_in_session=1).are_gone()))\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    for is_killed, expected in ((False, "False"), (True, "True")):
+        folder = tmp_path / str(is_killed)
+        folder.mkdir()
+        # Its own session, so that the tests' is another one.
+        launcher = subprocess.Popen([sys.executable, "-c", start, rank, str(folder)], start_new_session=True)
+        wait_until(lambda pid=launcher.pid: psutil.Process(pid).children(), 30, "the rank")
+        if is_killed:
+            launcher.kill()
+            launcher.wait()
+        (folder / "go").touch()
+        heard = folder / "heard"
+        wait_until(lambda heard=heard: heard.exists() and heard.read_text(), 30, "the rank to look")
+        launcher.wait()
+        assert heard.read_text() == expected
+
+
+def test_the_first_process_of_the_machine_is_no_torchrun(tmp_path):
+    """Ranks of torchrun have sessions of their own; one that is an orphan by the time it looks must see that too."""
+    rank = (
+        "import os, sys, time; from pathlib import Path; from enhancer.engine.ancestors import Ancestors\n"
+        "Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\n"
+        "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)\n"
+        "Path(sys.argv[1], 'heard').write_text(f'{os.getppid()} {Ancestors(1).are_gone()}')\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
+    launcher = subprocess.Popen([sys.executable, "-c", start, rank, str(tmp_path)])
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text(), 30, "the rank")
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: psutil.Process(int(pid.read_text())).ppid() != launcher.pid, 10, "another parent")
+    (tmp_path / "go").touch()
+    heard = tmp_path / "heard"
+    wait_until(lambda: heard.exists() and heard.read_text(), 30, "the rank to look")
+    parent, are_gone = heard.read_text().split()
+    if parent != "1":
+        pytest.skip(f"on this machine orphans are given to process {parent}")
+    assert are_gone == "True"
+
+
+def test_ranks_that_somebody_starts_by_hand_have_no_launcher_to_lose_but_him(monkeypatch):
+    for name in ("RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    assert (detect().num_ancestors, detect().num_in_session, detect().parent_pid) == (2, 2, None)
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))
+    assert (detect().num_ancestors, detect().num_in_session, detect().parent_pid) == (1, 0, os.getppid())
+    monkeypatch.setenv(PARENT_VARIABLE, "4711")  # Of a sweep, which has started a launcher.
+    assert (detect().num_ancestors, detect().num_in_session) == (2, 2)
 
 
 def test_waiting_for_data_ends_when_asked_to_stop():
@@ -194,6 +225,7 @@ def test_the_third_interrupt_leaves_at_once(tmp_path):
         "import os, signal, sys, time; from pathlib import Path; from enhancer.engine.stop import listening\n"
         "from enhancer.engine.ancestors import Ancestors\n"
         "with listening(Path(sys.argv[1]), Ancestors(0)) as stop:\n"
+        "    stop.before_leaving = Path(sys.argv[1], 'left').touch\n"
         "    for _ in range(3):\n"
         "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)\n"
         "    print('still here')\n"
@@ -202,6 +234,7 @@ def test_the_third_interrupt_leaves_at_once(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 130
+    assert (tmp_path / "left").exists()
     assert "still here" not in done.stdout
     assert [line.split(":")[0].split(";")[0] for line in done.stderr.splitlines()] == [
         "stopping",

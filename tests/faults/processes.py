@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from enhancer.engine.launcher import PARENT_VARIABLE
 from tests.engine.ranks import SCRIPTS, environment, free_port
 
 NUM_RANKS = 2
@@ -40,6 +41,7 @@ class Start:
         """Ranks that run `main`, forked so that nobody waits for imports, in the environment of a launcher."""
         values = {"WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         if backend == "deepspeed":
+            values |= {PARENT_VARIABLE: str(os.getpid())}
             values |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(NUM_RANKS)}
         else:
             values |= {"TORCHELASTIC_RUN_ID": "faults", "LOCAL_WORLD_SIZE": str(NUM_RANKS)}

@@ -1,8 +1,6 @@
-"""The short form of `python -m tests.fuzz`: some inputs of each target, others in each run of the tests."""
+"""The short form of `python -m tests.fuzz`: the same inputs of each target in each run; `make fuzz` takes others."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 
@@ -15,7 +13,7 @@ COUNT = 300
 @pytest.mark.slow
 @pytest.mark.multi
 def test_spoiled_files_end_in_typed_errors(capsys):
-    seed = str(random.SystemRandom().randrange(10**6))
+    seed = "324592"
     result = run([(name, 0, count) for name, count in shares(list(TARGETS), COUNT).items()], seed)
     code = report(result, seed)
     text = capsys.readouterr().out

@@ -189,6 +189,7 @@ def test_files_of_a_folder_that_fail_are_named_counted_and_do_not_stop_the_other
         (["--input", ".", "--output", "out"], "--output out lies in --input ."),
         (["--input", "text.wav", "--output", "o.wav"], "cannot be read as audio"),
         (["--input", "nan.wav", "--output", "o.wav"], "NaN or infinite"),
+        (["--input", "huge.wav", "--output", "o.wav"], "huge.wav holds absurdly large samples"),
         (["--input", "cut.flac", "--output", "o.wav"], "error: cut.flac cannot be read to its end"),
         (["--input", "in.wav", "--output", "o.wav", "--chunk-seconds", "0"], "--chunk-seconds is 0"),
         (
@@ -209,6 +210,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     sf.write("in.wav", tone(0.1, 44_100, 1), 44_100)
     sf.write("nan.wav", np.full(100, np.nan), 44_100, "FLOAT")
+    sf.write("huge.wav", np.full(100, 3e38), 44_100, "FLOAT")
     Path("text.wav").write_text("not audio")
     cut_flac(Path("cut.flac"))
     Path("empty").mkdir()
@@ -287,3 +289,4 @@ def test_what_is_plausible_is_what_a_corpus_is_built_from() -> None:
 
     assert common.SOURCE_RATES_HZ == (ingest.MIN_SOURCE_HZ, ingest.MAX_SOURCE_HZ)
     assert common.MOST_FRAMES_PER_BYTE == ingest.MAX_FRAMES_PER_BYTE
+    assert common.HIGHEST_LEVEL == ingest.MAX_FLOAT_LEVEL
