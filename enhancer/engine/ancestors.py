@@ -25,7 +25,8 @@ class Ancestors:
     The `deepspeed` runner dies without a word to its ranks, two processes below it; so does a sweep that is killed.
     They may be gone by now: `parent_pid` is the process that started this one, where that is known, and the nearest
     `num_in_session` are of the session of this one, which who inherits an orphan is not. Ranks of torchrun have
-    sessions of their own: right above an orphan of it stands the first process of the machine, by its words no launcher.
+    sessions of their own: right above an orphan of it stands the first process of the machine, which is none by its
+    words.
     """
 
     def __init__(self, count: int, parent_pid: int | None = None, num_in_session: int = 0) -> None:

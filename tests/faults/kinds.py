@@ -271,7 +271,7 @@ def wait_for_moment(moment: str, live: Live, max_steps: int, steps_before: int) 
     while time.monotonic() < deadline:
         if not start.has_children():
             return
-        if any(name.startswith(".step-") for name in os.listdir(checkpoints) if checkpoints.exists()):
+        if checkpoints.exists() and any(name.startswith(".step-") for name in os.listdir(checkpoints)):
             break
         time.sleep(0.0005)
     time.sleep(choose.choice([0.0, choose.uniform(0, 0.01)]))
