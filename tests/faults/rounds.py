@@ -55,9 +55,7 @@ def play(number: int, seed: str, runs: Runs, kinds: Sequence[str]) -> Report:
     backend = "deepspeed" if fault.needs == "deepspeed" or number % 2 == 0 else "accelerate"
     case = Case.drawn(choose, backend, fault.needs == "denoise" or choose.random() < DENOISE_SHARE)
     if choose.random() < SECOND_FAULT:
-        kinds.append(
-            choose.choice([name for name, each in FAULTS.items() if each.needs in ("", fault.needs)])
-        )
+        chosen.append(choose.choice([name for name in kinds if FAULTS[name].needs in ("", fault.needs)]))
     report = Report(number, chosen, case.name)
     folder = runs.work / f"round-{number}"
     folder.mkdir()
