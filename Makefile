@@ -12,16 +12,19 @@ TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BIN    = $(VENV)/bin
 READY  = $(VENV)/.ready
 
-# A preset of a device learns from the simulated one, of a string from synthetic notes, all others from the demo mixes.
+# A preset of a device learns from the simulated one, of a string from synthetic notes, of pitch
+# repair from synthetic music shifted and shifted back, all others from the demo mixes.
 ifneq ($(filter pedal%,$(PRESET)),)
 DEMO = data/pedal/dataset.json
 else ifneq ($(filter string%,$(PRESET)),)
 DEMO = data/string/dataset.json
+else ifneq ($(filter pitch%,$(PRESET)),)
+DEMO = data/pitch/dataset.json
 else
 DEMO = data/fg/dataset.json
 endif
 
-BENCHES = shards mixing step startup exact context pedal_speed stop watch
+BENCHES = shards mixing step startup exact context pedal_speed features stop watch
 
 .PHONY: help env train test test-fast check lint types docs bench fuzz stops faults clusters clean
 
@@ -56,6 +59,10 @@ data/pedal/dataset.json: | env
 data/string/dataset.json: | env
 	@echo "== demo corpus: synthetic Karplus-Strong notes of known pitch and decay into data/string (a minute)"
 	@$(BIN)/python launch/demo_corpora.py --kind string
+
+data/pitch/dataset.json: | env
+	@echo "== demo corpus: synthetic notes and voices, shifted in pitch and back, into data/pitch (a minute)"
+	@$(BIN)/python launch/demo_corpora.py --kind pitch
 
 test: env  ## all tests
 	@echo "== tests"

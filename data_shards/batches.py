@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.mix import NUMBERS, WAVES, MixRecipe
+from data_shards.mix import NUMBERS, WAVES
+
+
+class Settings(Protocol):
+    """Lengths that every recipe has."""
+
+    @property
+    def crop_samples(self) -> int: ...
+    @property
+    def valid_samples(self) -> int: ...
+    @property
+    def valid_items(self) -> int: ...
+
+
+class Recipe(Protocol):
+    """What makes examples: pure functions of their number. Can be pickled, and then has no open files."""
+
+    waves: tuple[str, ...]
+    """Names of the int16 waveforms of an example."""
+    numbers: dict[str, str]
+    """Its other values, name -> numpy type."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def sources(self) -> dict[str, Any]: ...
+    def example(self, draw: int) -> dict[str, Any]: ...
+    def valid_item(self, item: int) -> dict[str, Any]: ...
+    def valid_sources(self, item: int) -> dict[str, str]: ...
+    def close(self) -> None: ...
+
 
 Arrays = dict[str, np.ndarray]
 Field = tuple[str, np.dtype, tuple[int, ...]]
@@ -26,6 +57,8 @@ class BatchPlan:
     world_size: int
     batch_size: int
     frames: int
+    waves: tuple[str, ...] = WAVES
+    numbers: tuple[tuple[str, str], ...] = tuple(NUMBERS.items())
 
     def draws(self, step: int) -> range:
         """Draw numbers of the rows of batch `step`."""
@@ -35,8 +68,8 @@ class BatchPlan:
     def fields(self) -> list[Field]:
         """Name, type and shape of each array of a training batch."""
         fields: list[Field] = [("draw", np.dtype("int64"), (self.batch_size,))]
-        fields += [(name, np.dtype("int16"), (self.batch_size, self.frames)) for name in WAVES]
-        fields += [(name, np.dtype(kind), (self.batch_size,)) for name, kind in NUMBERS.items()]
+        fields += [(name, np.dtype("int16"), (self.batch_size, self.frames)) for name in self.waves]
+        fields += [(name, np.dtype(kind), (self.batch_size,)) for name, kind in self.numbers]
         return fields
 
     @property
@@ -59,7 +92,7 @@ class BatchPlan:
         return {name: np.empty(shape, dtype) for name, dtype, shape in self.fields()}
 
 
-def fill_training(arrays: Arrays, recipe: MixRecipe, plan: BatchPlan, step: int) -> None:
+def fill_training(arrays: Arrays, recipe: Recipe, plan: BatchPlan, step: int) -> None:
     """Write batch `step` into `arrays`. Raises: DataError with the draw and the rank."""
     for row, draw in enumerate(plan.draws(step)):
         try:
@@ -71,7 +104,7 @@ def fill_training(arrays: Arrays, recipe: MixRecipe, plan: BatchPlan, step: int)
             arrays[name][row] = value
 
 
-def validation_arrays(recipe: MixRecipe, plan: BatchPlan, step: int, num_items: int) -> Arrays:
+def validation_arrays(recipe: Recipe, plan: BatchPlan, step: int, num_items: int) -> Arrays:
     """Batch `step` of this rank's share of the list; rows past its end repeat item 0 with `item` -1."""
     arrays = plan.empty()
     arrays["item"] = arrays.pop("draw")

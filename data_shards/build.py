@@ -20,6 +20,7 @@ from data_shards.options import BuildOptions
 from data_shards.plan import Inputs, Report, find_inputs, plan_shards
 from data_shards.scan import require_local
 from data_shards.shard import finished_shard
+from data_shards.shifters import require_engine
 from data_shards.sidecar import Reject, Sidecar, sidecar_path
 from data_shards.strict_json import publish
 
@@ -54,7 +55,7 @@ def build_corpus(
     """Build a corpus from the audio below the folders `inputs`; goes on where an earlier build stopped.
 
     Args:
-        kind: fg, bg, rir or pair; for pedal see `data_shards.pedal`, for string `data_shards.string_notes`.
+        kind: fg, bg, rir, pair or pitch; for pedal see `data_shards.pedal`, for string `data_shards.string_notes`.
         inputs: folders; for a pair the recordings a model hears.
         output: folder of the corpus; made when it is missing.
         options: how; by default `BuildOptions(kind)`.
@@ -64,6 +65,7 @@ def build_corpus(
     Raises:
         CorpusError: a folder is missing or holds no audio, `output` holds other things, or more than
             `options.max_reject` of the files cannot be used.
+        UserError: a pitch shifter that is asked for is not installed.
     """
     options = options or BuildOptions(kind)
     folder = Path(output)
@@ -161,6 +163,9 @@ def _check_arguments(
                 f"{heard} is both --input and --target, so every recording would be its own target. "
                 "Give the folder of the targets with --target"
             )
+    if kind == "pitch":
+        for name in options.shift.engines:
+            require_engine(name)
     if kind != "pair" and targets:
         raise CorpusError(f"--target belongs to kind pair, not to {kind}")
 

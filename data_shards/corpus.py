@@ -16,10 +16,11 @@ import numpy as np
 from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.dataset import DATASET_NAME, DatasetInfo, ShardInfo, hash_texts, parse_dataset
 from data_shards.errors import CorpusError
-from data_shards.format import PAIRED_KINDS, is_shard_name, members_of
+from data_shards.format import is_shard_name, members_of
 from data_shards.notes import NoteTake
 from data_shards.remote import RemoteFolder, RemoteMissing
 from data_shards.scan import first_audio_file, require_local
+from data_shards.shifts import ShiftTake
 from data_shards.sidecar import Sidecar, parse_sidecar, sidecar_path
 from data_shards.split import Split, split_groups
 from data_shards.takes import TRAIN_SIDE, VALID_SIDE, DeviceTake
@@ -48,7 +49,7 @@ class Corpus:
     key: int64. shard: int32, row of `shards`. frames: int64, at `rate_hz`. group: int32, row of `groups`.
     source: int32, row of `sources` (paths relative to the folder that was built from).
     members: `wav` or `flac`; for pairs `input.wav` and `target.wav` (or `.flac`).
-    takes, notes: what is known of each sample's recording, for kind `pedal` and for kind `string`; else empty.
+    takes, notes, shifts: what is known of each sample, for kind `pedal`, `string` and `pitch`; else empty.
     """
 
     folder: Path | str
@@ -68,6 +69,7 @@ class Corpus:
     members: dict[str, MemberTable]
     takes: tuple[DeviceTake, ...] = ()
     notes: tuple[NoteTake, ...] = ()
+    shifts: tuple[ShiftTake, ...] = ()
 
     @classmethod
     def open(cls, folder: Path | str, kind: str, rate_hz: int | None = None) -> Corpus:
@@ -129,7 +131,7 @@ def build_command(kind: str, source: Path | str, output: Path | str) -> str:
     """The shell command that builds a corpus."""
     if kind == "pedal":
         return f"python launch/build_shards.py pedal --dry IN.wav --wet OUT.wav --output {output}"
-    target = " --target DIR" if kind in PAIRED_KINDS else ""
+    target = " --target DIR" if kind == "pair" else ""
     return f"python launch/build_shards.py {kind} --input {source}{target} --output {output}"
 
 
@@ -294,6 +296,7 @@ def _join(
         members={name: _table(sidecars, name) for name in members_of(info.kind, info.codec)},
         takes=tuple(take for take in takes if isinstance(take, DeviceTake)),
         notes=tuple(take for take in takes if isinstance(take, NoteTake)),
+        shifts=tuple(take for take in takes if isinstance(take, ShiftTake)),
     )
 
 

@@ -13,11 +13,11 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-KINDS = ("fg", "bg", "rir", "pair", "pedal", "string")
+KINDS = ("fg", "bg", "rir", "pair", "pedal", "string", "pitch")
 # wav: PCM16. wav32f: 32-bit float WAV, for FLOAT_KINDS alone. flac: 16 bits.
 CODECS = ("wav", "flac", "wav32f")
 # Kinds whose samples are an input and a target.
-PAIRED_KINDS = ("pair", "pedal")
+PAIRED_KINDS = ("pair", "pedal", "pitch")
 # Kinds whose quiet ends count.
 FLOAT_KINDS = ("pedal", "string")
 BLOCK_BYTES = 512

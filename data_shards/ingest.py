@@ -160,6 +160,33 @@ def cut(blocks: Iterator[np.ndarray], lengths: Sequence[int]) -> Iterator[np.nda
         held = [joined[length:]]
 
 
+def cut_with_margin(
+    blocks: Iterator[np.ndarray], lengths: Sequence[int], margin: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first frame, part) of the parts of `lengths`, each with `margin` frames before and after it.
+
+    What lies before the start and behind the end is silence. All parts have the length that was planned.
+    """
+    held, held_from, end = np.zeros(margin, np.float32), -margin, sum(lengths)
+    start = 0
+    for length in lengths:
+        wanted = start + length + margin
+        parts, have = [held], held_from + len(held)
+        while have < wanted:
+            block = next(blocks, None)
+            if block is None:
+                block = np.zeros(wanted - have, np.float32)
+            # A header may promise a frame less than there is.
+            block = block[: max(end - have, 0)] if have < end else np.zeros(wanted - have, np.float32)
+            parts.append(block)
+            have += len(block)
+        held = np.concatenate(parts)
+        yield start, held[start - margin - held_from : wanted - held_from]
+        start += length
+        drop = start - margin - held_from
+        held, held_from = held[drop:], held_from + drop
+
+
 def quantise(wave: np.ndarray) -> tuple[np.ndarray, int]:
     """(int16, number of samples beyond full scale). Rounds half to even; int16 / 32768 comes back exactly."""
     scaled = np.rint(wave * np.float32(FULL_SCALE))

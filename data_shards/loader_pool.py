@@ -24,9 +24,8 @@ from typing import IO
 
 import psutil
 
-from data_shards.batches import Arrays, BatchPlan
+from data_shards.batches import Arrays, BatchPlan, Recipe
 from data_shards.loader_worker import SLOTS_PER_WORKER, Job
-from data_shards.mix import MixRecipe
 
 # One thread in each worker: there is one worker per core. Signals are ignored before the slow imports begin.
 _BOOT = """
@@ -50,7 +49,7 @@ class WorkerDied(OSError):
 class WorkerPool:
     """Endless batches `plan` of `recipe`, made by `num_workers` processes, which start at once."""
 
-    def __init__(self, recipe: MixRecipe, plan: BatchPlan, num_workers: int) -> None:
+    def __init__(self, recipe: Recipe, plan: BatchPlan, num_workers: int) -> None:
         assert num_workers > 0
         self._plan = plan
         self._next_step = 0

@@ -14,9 +14,8 @@ import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from data_shards.batches import BatchPlan, fill_training
+from data_shards.batches import BatchPlan, Recipe, fill_training
 from data_shards.errors import DataError
-from data_shards.mix import MixRecipe
 
 SLOTS_PER_WORKER = 2
 _PARENT_POLL_SECONDS = 2.0
@@ -26,7 +25,7 @@ _PARENT_POLL_SECONDS = 2.0
 class Job:
     """What every worker of a pool is told once."""
 
-    recipe: MixRecipe
+    recipe: Recipe
     plan: BatchPlan
     parent_pid: int
 

@@ -63,6 +63,9 @@ class MixRecipe:
         sources: corpora by kind (fg, bg, rir, pair).
     """
 
+    waves: tuple[str, ...] = WAVES
+    numbers = NUMBERS
+
     def __init__(self, settings: MixSettings, sources: dict[str, Source]) -> None:
         self.settings = settings
         self.sources = sources
@@ -78,7 +81,7 @@ class MixRecipe:
     def _valid_groups(self) -> dict[str, list[np.ndarray]]:
         """Rows of each validation group, by kind."""
         return {
-            kind: _rows_by_group(source.corpus.group, source.split.valid)
+            kind: rows_by_group(source.corpus.group, source.split.valid)
             for kind, source in self.sources.items()
         }
 
@@ -251,16 +254,8 @@ class MixRecipe:
         return {**waves, "level_db": np.nan}, {"pair": row}
 
     def _valid_row(self, kind: str, number: int) -> tuple[int, np.ndarray]:
-        """A sample for the `number`-th use of `kind` on the list, and all rows of its group.
-
-        Every group has its turn, in another order each round, before one comes again; so do the samples in
-        it.
-        """
-        groups, seed = self._valid_groups[kind], self.settings.valid_seed
-        place = sample_of_draw(seed, number, len(groups), f"valid {kind}")
-        members = groups[place]
-        visit = number // len(groups)
-        return int(members[sample_of_draw(seed, visit, len(members), f"valid {kind} {place}")]), members
+        """A sample for the `number`-th use of `kind` on the list, and all rows of its group."""
+        return valid_turn(self._valid_groups[kind], self.settings.valid_seed, number, kind)
 
     def room_bank(self) -> np.ndarray:
         """All room responses, checked and zero-padded: float32 [R, L], direct path 1 at sample 0; [0, 1]
@@ -276,7 +271,19 @@ class MixRecipe:
         return bank
 
 
-def _rows_by_group(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+def valid_turn(groups: list[np.ndarray], seed: int, number: int, kind: str) -> tuple[int, np.ndarray]:
+    """A sample for the `number`-th place of a validation list, and all rows of its group.
+
+    Every one of `groups` (of `rows_by_group`) has its turn, in another order each round, before one comes again; so do
+    the samples in it.
+    """
+    place = sample_of_draw(seed, number, len(groups), f"valid {kind}")
+    members = groups[place]
+    visit = number // len(groups)
+    return int(members[sample_of_draw(seed, visit, len(members), f"valid {kind} {place}")]), members
+
+
+def rows_by_group(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     """`rows` cut into one array per group, in the order of the groups."""
     rows = rows[np.argsort(group[rows], kind="stable")]
     return np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_shards.dataset import hash_texts
 from data_shards.errors import CorpusError
 from data_shards.format import CODECS, FLOAT_KINDS, KINDS, MAX_SEGMENT_SECONDS
+from data_shards.shifts import ShiftOptions
 from data_shards.sidecar import MAX_RATE_HZ
 from data_shards.strict_json import VERSION
 
@@ -21,7 +22,7 @@ class BuildOptions:
     """How a corpus is built.
 
     Args:
-        kind: fg, bg, rir, pair, pedal or string.
+        kind: fg, bg, rir, pair, pedal, string or pitch.
         rate_hz: sample rate of the corpus.
         codec: wav (PCM16, read without decoding) or flac (about half the bytes); wav32f (32-bit float) for pedals and
             strings.
@@ -30,6 +31,7 @@ class BuildOptions:
         group_by: `file` (each recording) or `folder` (each speaker's folder) stays together in the split.
         max_reject: largest share of input files that may be rejected.
         workers: processes; None for one per CPU core. The bytes do not depend on it.
+        shift: of kind pitch, how its pairs are made.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class BuildOptions:
     group_by: str = "file"
     max_reject: float = 0.1
     workers: int | None = None
+    shift: ShiftOptions = field(default_factory=ShiftOptions)
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("codec", CODECS), ("group_by", ("file", "folder"))):
@@ -79,7 +82,8 @@ class BuildOptions:
     def shard_hash(self) -> str:
         """Hash of all that makes the bytes of a shard besides its input files."""
         values = (NUMERICS, VERSION, self.kind, self.rate_hz, self.codec, self.segment_frames, self.group_by)
-        return hash_texts([str(value) for value in values])
+        texts = [str(value) for value in values]
+        return hash_texts([*texts, self.shift.as_text()] if self.kind == "pitch" else texts)
 
     @property
     def corpus_hash(self) -> str:

@@ -2,6 +2,7 @@
 
 fg and bg: mono segments. pair: input and target cut alike. rir: each channel from its direct path on. pedal: dry
 and wet, the latency taken out, in two stretches: training, then validation. string: one note.
+pitch: segments, each shifted and shifted back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from data_shards.ingest import (
     AudioHeader,
     RejectedInput,
     cut,
+    cut_with_margin,
     quantise,
     read_blocks,
     read_channel,
@@ -25,6 +27,9 @@ from data_shards.ingest import (
 from data_shards.notes import NoteTake
 from data_shards.options import BuildOptions
 from data_shards.plan import PlannedFile
+from data_shards.shift_pairs import PairFailed, drawn_shift, margin_frames, shifted_pair
+from data_shards.shifters import require_engine
+from data_shards.shifts import ShiftTake
 from data_shards.takes import DeviceTake
 
 SILENCE_PEAK = 1e-4
@@ -41,6 +46,7 @@ class Piece:
     """One sample to be: int16 (pedal, string: float32) [frames] per member. `name` tells it from its siblings.
 
     `side` takes the place of the file's group where parts of one recording go to different sides of the split.
+    `take` is what was found out about this piece alone.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Piece:
     waves: tuple[np.ndarray, ...]
     clipped: int
     side: str | None = None
+    take: ShiftTake | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,10 @@ def pieces_of(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterat
         return _rir_channels(planned, options, tick)
     if isinstance(planned.take, NoteTake):
         return _note(planned, planned.take, options, tick)
-    if planned.take is not None:
+    if isinstance(planned.take, DeviceTake):
         return _pedal_stretches(planned, planned.take, options, tick)
+    if options.kind == "pitch":
+        return _shifted(planned, options, tick)
     if planned.target is not None:
         return _pair_segments(planned, options, tick)
     return _segments(planned, options, tick)
@@ -140,6 +149,39 @@ def _note(planned: PlannedFile, take: NoteTake, options: BuildOptions, tick: Tic
     wave = np.concatenate(list(read_mono(planned.file.path, planned.header, options.rate_hz, tick)))
     kept = wave[take.start : take.start + take.frames]
     yield Piece(_span(take.start, take.frames, options.rate_hz), take.start, (kept,), clipped=0)
+
+
+def _shifted(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterator[Piece | Dropped]:
+    rate_hz, shift = options.rate_hz, options.shift
+    total = planned.header.frames_at(rate_hz)
+    lengths = _planned_lengths(total, options)
+    window, name = max((require_engine(name).window_seconds, name) for name in shift.engines)
+    if total < window * rate_hz:
+        raise RejectedInput(
+            f"too short: {total / rate_hz:.3f} s, shorter than the window of {name}, {window:g} s"
+        )
+    margin = margin_frames(rate_hz)
+    blocks = read_mono(planned.file.path, planned.header, rate_hz, tick)
+    kept, first_problem = 0, ""
+    for start, wave in cut_with_margin(blocks, lengths, margin):
+        span = _span(start, len(wave) - 2 * margin, rate_hz)
+        if _peak(wave[margin:-margin]) < SILENCE_PEAK:
+            yield Dropped(span, _silence(wave[margin:-margin]))
+            continue
+        for copy in range(shift.copies):
+            drawn = drawn_shift(shift, planned.file.source, start, copy)
+            tick(0)
+            try:
+                pair = shifted_pair(wave, drawn, rate_hz)
+            except PairFailed as error:
+                first_problem = first_problem or str(error)
+                yield Dropped(f"{span}, {drawn.engine} {drawn.semitones:+d}", str(error))
+                continue
+            kept += 1
+            sides = [quantise(side) for side in (pair.input, pair.target)]
+            yield Piece(span, start, (sides[0][0], sides[1][0]), sides[0][1] + sides[1][1], take=pair.take)
+    if not kept:
+        raise RejectedInput(f"no pair of it could be made: {first_problem or 'it is silent'}")
 
 
 def _rir_channels(planned: PlannedFile, options: BuildOptions, tick: Tick) -> Iterator[Piece | Dropped]:

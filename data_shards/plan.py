@@ -215,8 +215,10 @@ def _extent(header: AudioHeader, options: BuildOptions, take: Take | None = None
         frames = num_keys * min(frames, options.rate_hz)
     if isinstance(take, DeviceTake):
         num_keys = len(take.stretches(frames))
-    elif take is not None:
+    elif isinstance(take, NoteTake):
         num_keys, frames = 1, take.frames
+    if options.kind == "pitch":
+        num_keys, frames = num_keys * options.shift.copies, frames * options.shift.copies
     members = len(members_of(options.kind, options.codec))
     share = FLAC_SHARE if options.codec == "flac" else 1.0
     width = (frame_bytes(options.codec) or 2) * share

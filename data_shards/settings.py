@@ -42,7 +42,9 @@ class MixSettings:
 
     @classmethod
     def of(cls, hp: HParams) -> MixSettings:
-        """The settings that `hp` of a task `denoise` asks for."""
+        """The settings that `hp` of a task `denoise` or `codec` asks for."""
+        if hp.task.name == "codec":
+            return cls._of_codec(hp)
         task: Any = hp.task
         low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
         return cls(
@@ -66,4 +68,31 @@ class MixSettings:
             room_range_db=task.room_range_db,
             pair_fraction=0.0 if hp.pair_dir is None else task.pair_fraction,
             load_fg_only=hp.load_fg_only,
+        )
+
+    @classmethod
+    def _of_codec(cls, hp: HParams) -> MixSettings:
+        """Foregrounds alone, at a drawn level: what a codec gives back is what it is given."""
+        task: Any = hp.task
+        return cls(
+            seed=hp.seed,
+            valid_seed=hp.valid_seed,
+            rate_hz=hp.wav_rate,
+            crop_samples=hp.crop_samples,
+            valid_samples=round(task.valid_seconds * hp.wav_rate),
+            valid_items=task.valid_items,
+            snr_range_db=(0.0, 0.0),
+            valid_snr_range_db=(0.0, 0.0),
+            level_range_db=task.level_range_db,
+            rir_prob=0.0,
+            distort_prob=0.0,
+            silence_prob=0.0,
+            praat_prob=hp.praat_augment_prob,
+            speed_range=(1.0, 1.0),
+            second_bg_prob=0.0,
+            fg_eq_db=0.0,
+            bg_eq_db=0.0,
+            room_range_db=(0.0, 0.0),
+            pair_fraction=0.0,
+            load_fg_only=True,
         )

@@ -128,7 +128,7 @@ def _add(tar: TarWriter, planned: PlannedFile, key: int, piece: Piece, options: 
         source_rate_hz=planned.header.rate_hz,
         source_channels=planned.header.channels,
         members=members,
-        take=planned.take,
+        take=planned.take or piece.take,
     )
 
 

@@ -52,7 +52,7 @@ class MemberEntry:
 class SampleEntry:
     """One sample: where it came from and where it lies. `start` and `frames` are at the corpus rate.
 
-    `take` is there for kinds `pedal` and `string` only.
+    `take` is there for kinds `pedal`, `string` and `pitch` only.
     """
 
     key: int
@@ -114,7 +114,7 @@ class Sidecar:
     source_channels: list[int]
     members: dict[str, MemberColumns]
     take: list[Take]
-    """Empty for all kinds but `pedal` and `string`."""
+    """Empty for all kinds but `pedal`, `string` and `pitch`."""
 
     def __len__(self) -> int:
         return len(self.key)

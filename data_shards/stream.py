@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data_shards.batches import Arrays, BatchPlan, fill_training, validation_arrays
+from data_shards.batches import Arrays, BatchPlan, Recipe, fill_training, validation_arrays
 from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.corpus import Corpus
 from data_shards.loader_pool import WorkerDied, WorkerPool
@@ -41,7 +41,7 @@ __all__ = ["BatchIterator", "MixStream", "WorkerDied", "open_stream", "worker_co
 class _InProcess:
     """Makes batches where they are asked for; stands in for WorkerPool when there are no workers."""
 
-    def __init__(self, recipe: MixRecipe, plan: BatchPlan) -> None:
+    def __init__(self, recipe: Recipe, plan: BatchPlan) -> None:
         self._recipe, self._plan, self._next_step = recipe, plan, 0
 
     def next_arrays(self, timeout_seconds: float) -> Arrays | None:
@@ -112,10 +112,10 @@ class BatchIterator(Iterator[Batch]):
 
 
 @dataclass(frozen=True, eq=False)
-class MixStream:
-    """One rank's data. See `enhancer.engine.task.Stream`, which this fulfils."""
+class RecipeStream:
+    """One rank's examples of a recipe. See `enhancer.engine.task.Stream`, which its kinds fulfil."""
 
-    recipe: MixRecipe
+    recipe: Recipe
     fingerprint: str
     """sha256 over the fingerprints of the corpora in use."""
     rank: int
@@ -128,8 +128,7 @@ class MixStream:
 
     def from_draw(self, draw: int) -> BatchIterator:
         """Endless batches, the first starting at global draw `draw`. Close it when done with it early."""
-        frames = self.recipe.settings.crop_samples
-        plan = BatchPlan(draw, self.rank, self.world_size, self.batch_size, frames)
+        plan = self._plan(draw, self.batch_size, self.recipe.settings.crop_samples)
         if self.num_workers == 0:
             return BatchIterator(_InProcess(self.recipe, plan), self.timeout_seconds)
         pool = WorkerPool(self.recipe, plan, self.num_workers)
@@ -145,10 +144,14 @@ class MixStream:
         num_items = self.recipe.settings.valid_items
         # A list shorter than the batches makes them smaller, rather than mostly filling.
         batch_size = min(self.batch_size, -(-num_items // self.world_size))
-        frames = self.recipe.settings.valid_samples
-        plan = BatchPlan(0, self.rank, self.world_size, batch_size, frames)
+        plan = self._plan(0, batch_size, self.recipe.settings.valid_samples)
         for step in range(-(-num_items // (self.world_size * batch_size))):
             yield _tensors(validation_arrays(self.recipe, plan, step, num_items))
+
+    def _plan(self, first_draw: int, batch_size: int, frames: int) -> BatchPlan:
+        recipe = self.recipe
+        numbers = tuple(recipe.numbers.items())
+        return BatchPlan(first_draw, self.rank, self.world_size, batch_size, frames, recipe.waves, numbers)
 
     @property
     def num_valid_items(self) -> int:
@@ -160,6 +163,13 @@ class MixStream:
         built from.
         """
         return self.recipe.valid_sources(item)
+
+
+@dataclass(frozen=True, eq=False)
+class MixStream(RecipeStream):
+    """Mixes, and the rooms they refer to."""
+
+    recipe: MixRecipe
 
     def constants(self) -> dict[str, Tensor]:
         """`rir`: all room responses, float32 [R, L], direct path 1 at sample 0; R is 0 when no rooms are
@@ -178,10 +188,10 @@ def open_stream(
 ) -> MixStream:
     """Open the corpora that `hp` needs and no others.
 
-    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only, load_fg_only needs fg_dir only.
+    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only, load_fg_only and a codec fg_dir only.
 
     Args:
-        hp: hyper-parameters of a denoise run.
+        hp: hyper-parameters of a denoise or codec run.
         rank: this process among `world_size`.
         world_size: processes that share the draws.
         batch_size: rows of a batch; hp.batch_size_per_gpu when not given.
@@ -199,16 +209,15 @@ def open_stream(
         sources[kind] = Source(corpus, corpus.split(hp.valid_fraction))
     if num_workers is None:
         num_workers = worker_count(hp, world_size)
-    lines = [f"{kind} {source.corpus.fingerprint}" for kind, source in sorted(sources.items())]
     return MixStream(
         recipe=MixRecipe(settings, sources),
-        fingerprint=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        fingerprint=joint_fingerprint(sources),
         rank=rank,
         world_size=world_size,
         batch_size=hp.batch_size_per_gpu if batch_size is None else batch_size,
         num_workers=num_workers,
         timeout_seconds=hp.data_timeout_seconds,
-        warnings=tuple(_warnings(sources)),
+        warnings=tuple(stream_warnings(sources)),
     )
 
 
@@ -216,11 +225,13 @@ def worker_count(hp: HParams, ranks_on_machine: int) -> int:
     """Loader workers of one rank: hp.nj, but at most the rank's share of the cores this process may use (1
     at least).
 
-    Also at most MOST_USEFUL_WORKERS unless Praat is in use, which takes about 20 ms a crop.
+    Also at most MOST_USEFUL_WORKERS unless Praat is in use, which takes about 20 ms a crop, or pairs of a pitch run are
+    drawn in workers, which takes longer.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     share = max(cores // ranks_on_machine, 1)
-    useful = share if hp.praat_augment_prob > 0 else min(share, MOST_USEFUL_WORKERS)
+    is_slow = hp.praat_augment_prob > 0 or getattr(hp.task, "pairs", None) == "drawn"
+    useful = share if is_slow else min(share, MOST_USEFUL_WORKERS)
     return min(hp.nj, useful)
 
 
@@ -228,7 +239,7 @@ def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path | str]
     folders: dict[str, Path | str] = {}
     if settings.pair_fraction < 1:
         folders["fg"] = hp.fg_dir
-        if not hp.load_fg_only:
+        if not settings.load_fg_only:
             folders["bg"] = hp.bg_dir
             folders["rir"] = hp.rir_dir
     if settings.pair_fraction > 0 and hp.pair_dir is not None:
@@ -240,7 +251,14 @@ def _cache_of(sources: dict[str, Source]) -> ShardCache | None:
     return next((source.corpus.cache for source in sources.values() if source.corpus.cache), None)
 
 
-def _warnings(sources: dict[str, Source]) -> Iterator[str]:
+def joint_fingerprint(sources: dict[str, Source]) -> str:
+    """sha256 over the fingerprints of corpora by kind."""
+    lines = [f"{kind} {source.corpus.fingerprint}" for kind, source in sorted(sources.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def stream_warnings(sources: dict[str, Source]) -> Iterator[str]:
+    """Lines to show the user once about the corpora of a run."""
     for source in sources.values():
         if source.split.warning:
             yield source.split.warning

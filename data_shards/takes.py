@@ -1,6 +1,6 @@
 """What is known about one recording of a device: its settings, and how dry and wet fit together.
 
-`Take` is that or its counterpart for a note of a string.
+`Take` is that or its counterpart for a note of a string, or for a pair of a shifted recording.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.notes import NoteTake, parse_note
+from data_shards.shifts import ShiftTake, parse_shift
 from data_shards.strict_json import MAX_INTEGER, JsonObject
 
 TRAIN_SIDE, VALID_SIDE, TEST_SIDE = "train", "valid", "test"
@@ -111,7 +112,11 @@ def without_lag(dry: np.ndarray, wet: np.ndarray, lag_samples: int) -> tuple[np.
     return dry[first : first + frames], wet[first + lag_samples : first + lag_samples + frames]
 
 
-Take = DeviceTake | NoteTake
+Take = DeviceTake | NoteTake | ShiftTake
 """What a sidecar keeps of a recording beside its audio."""
-TAKE_PARSERS: dict[str, Callable[[JsonObject], Take]] = {"pedal": parse_take, "string": parse_note}
+TAKE_PARSERS: dict[str, Callable[[JsonObject], Take]] = {
+    "pedal": parse_take,
+    "string": parse_note,
+    "pitch": parse_shift,
+}
 """By kind; other kinds have no takes."""

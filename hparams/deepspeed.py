@@ -13,7 +13,9 @@ def deepspeed_config(hp: HParams) -> dict[str, Any]:
 
     `gradient_clipping` is always emitted: DeepSpeed clips at 1.0 where it is absent. Warm-up is linear
     because DeepSpeed's own default is logarithmic. With decay on a plateau, which DeepSpeed does not have, the
-    schedule is WarmupLR, whose upper end the backend lowers. What the machine asks for the backend adds, not HParams.
+    schedule is WarmupLR, whose upper end the backend lowers. DeepSpeed's Adam decays weights as AdamW does. Of any
+    other optimizer nothing is said here: the backend hands it over ready-made, since DeepSpeed's own Muon takes a 1-d
+    convolution for a batch of matrices. What the machine asks for the backend adds, not HParams.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": hp.batch_size_per_gpu,
@@ -30,6 +32,8 @@ def deepspeed_config(hp: HParams) -> dict[str, Any]:
         },
         "gradient_clipping": hp.gradient_clipping,
     }
+    if hp.optimizer != "adamw":
+        del config["optimizer"]
     if hp.lr_plateau_patience:
         config["scheduler"]["type"] = "WarmupLR"
         del config["scheduler"]["params"]["total_num_steps"]

@@ -23,6 +23,19 @@ EqGain = Annotated[float, Field(ge=0, le=40)]
 Decibels = Annotated[float, Field(ge=-120, le=120)]
 
 
+# Half of the longest window of the mel distance is mirrored at both ends.
+FEWEST_MEL_SAMPLES = 1025
+
+
+def require_mel_samples(key: str, seconds: float, rate_hz: int) -> None:
+    """Raises ValueError where a crop of so many seconds is too short for the multi-scale mel distance."""
+    samples = round(seconds * rate_hz)
+    if samples < FEWEST_MEL_SAMPLES:
+        raise ValueError(
+            f"{key} {seconds:g} is {samples} samples; the mel distance needs {FEWEST_MEL_SAMPLES} or more"
+        )
+
+
 def require_order(key: str, bounds: tuple[float, float]) -> None:
     """Raises ValueError where the first of `bounds` is above the second."""
     if bounds[0] > bounds[1]:

@@ -117,6 +117,20 @@ class HParams:
     gradient_clipping: Annotated[
         NonNegativeFloat, Field(description="largest gradient norm; 0 turns clipping off")
     ] = 1.0
+    optimizer: Annotated[
+        Literal["adamw", "muon", "psgd", "soap"],
+        Field(
+            description="adamw; muon: Muon for matrices and AdamW for all else; psgd (Kronecker factors) and soap come "
+            "with the [optimizers] extra. All but adamw need zero_stage 0"
+        ),
+    ] = "adamw"
+    adamw_max_lr: Annotated[
+        PositiveFloat | None,
+        Field(
+            description="max_lr of what Muon leaves to AdamW, whose rate is always in proportion to that of the "
+            "matrices; null: the same"
+        ),
+    ] = None
 
     task: Annotated[TaskHParams, Field(description="the task and its own values")] = field(
         default_factory=DenoiseHParams
@@ -211,11 +225,25 @@ class HParams:
             )
         if self.min_lr > self.max_lr:
             raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}; swap them or lower min_lr")
+        self._check_optimizer()
         self.task.check(self)
         if self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} is not below max_steps {self.max_steps}; "
                 "lower warmup_steps or train for longer"
+            )
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer != "adamw" and self.zero_stage:
+            raise ValueError(
+                f"optimizer {self.optimizer} works on matrices, but zero_stage {self.zero_stage} hands an optimiser "
+                "all weights as one long vector, so that it would silently be another one; set zero_stage to 0, or "
+                "optimizer to adamw"
+            )
+        if self.adamw_max_lr is not None and self.optimizer != "muon":
+            raise ValueError(
+                f"adamw_max_lr is {self.adamw_max_lr}, but optimizer {self.optimizer} has one rate, max_lr; "
+                "leave adamw_max_lr null, or set optimizer to muon"
             )
 
     @property

@@ -29,7 +29,13 @@ def loss_resolutions(rate_hz: int) -> list[StftConfig]:
             f"wav_rate is {rate_hz} Hz, but the STFT loss resolutions hold for {LOSS_RATE_HZ} Hz only; "
             f"set wav_rate to {LOSS_RATE_HZ} and rebuild the corpora at that rate"
         )
-    windows = [(hop, 4 * hop) for hop in LOSS_HOPS_SAMPLES]
-    return [
-        StftConfig(n_fft=1 << (win - 1).bit_length(), hop_length=hop, win_length=win) for hop, win in windows
-    ]
+    return [_resolution(hop) for hop in LOSS_HOPS_SAMPLES]
+
+
+def scaled_resolutions(rate_hz: int) -> list[StftConfig]:
+    """Those of `loss_resolutions`, lasting as long at any rate: for devices, whose rate is that of their recordings."""
+    return [_resolution(max(1, round(hop * rate_hz / LOSS_RATE_HZ))) for hop in LOSS_HOPS_SAMPLES]
+
+
+def _resolution(hop: int) -> StftConfig:
+    return StftConfig(n_fft=1 << (4 * hop - 1).bit_length(), hop_length=hop, win_length=4 * hop)

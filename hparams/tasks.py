@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from hparams.codec import CodecHParams
 from hparams.numbers import (
     MOST_SAMPLES,
     Decibels,
@@ -23,6 +24,7 @@ from hparams.numbers import (
     Seconds,
     require_order,
 )
+from hparams.pitch import PitchHParams
 
 if TYPE_CHECKING:
     from hparams.schema import HParams
@@ -194,7 +196,8 @@ class PedalHParams:
     mse_weight: Annotated[NonNegativeFloat, Field(description="weight of the mean squared error")] = 0.0
     mae_weight: Annotated[NonNegativeFloat, Field(description="weight of the mean absolute error")] = 0.0
     stft_weight: Annotated[
-        NonNegativeFloat, Field(description="weight of the multi-resolution STFT loss; 44.1 kHz only")
+        NonNegativeFloat,
+        Field(description="weight of the multi-resolution STFT loss, whose windows last as long at any rate"),
     ] = 0.0
 
     def __post_init__(self) -> None:
@@ -396,5 +399,6 @@ DeviceHParams = PedalHParams | ContextHParams
 """Tasks that learn a device from a corpus of dry/wet pairs."""
 DEVICE_TASKS = tuple(task.name for task in (PedalHParams, ContextHParams))
 TaskHParams = Annotated[
-    DenoiseHParams | PedalHParams | ContextHParams | StringHParams, Field(discriminator="name")
+    DenoiseHParams | PedalHParams | ContextHParams | StringHParams | PitchHParams | CodecHParams,
+    Field(discriminator="name"),
 ]

@@ -1,4 +1,4 @@
-"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,pedal,string,verify} ...
+"""Build and check corpora: python launch/build_shards.py {fg,bg,rir,pair,pitch,pedal,string,verify} ...
 
 Running the same command again goes on where a build stopped. Exit codes: 0 done, 2 wrong input or damage found,
 75 stopped by Ctrl-C or SIGTERM (run again to go on).
@@ -22,6 +22,7 @@ from data_shards.plan import Report
 from data_shards.verify import verify_corpus
 from hparams.errors import UserError
 from launch.notes import NOTES_HELP, NOTES_MORE, add_note_arguments, note_options, print_notes
+from launch.shifts import SHIFTS_HELP, add_shift_arguments, joined_range, print_shifts, shift_options
 
 EXIT_USER = 2
 EXIT_STOPPED = 75
@@ -33,6 +34,7 @@ KIND_HELP = {
     "bg": "backgrounds: noise and ambience",
     "rir": "room impulse responses; each channel is a sample that starts at its direct path",
     "pair": "recordings and what a model should make of them, matched by relative name without extension",
+    "pitch": SHIFTS_HELP,
 }
 PEDAL_HELP = "a pedal or amp: what was played into it and what came out, with the values of its knobs"
 PEDAL_MORE = "--dry, --wet and --knob may be repeated; a --knob belongs to the --dry before it"
@@ -40,7 +42,7 @@ PEDAL_MORE = "--dry, --wet and --knob may be repeated; a --knob belongs to the -
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(joined_range(sys.argv[1:] if argv is None else argv))
     try:
         with _sigterm_as_interrupt():
             if args.command == "verify":
@@ -110,6 +112,8 @@ def _add_build_arguments(command: argparse.ArgumentParser, kind: str) -> None:
         help="largest share of files that may be unusable (%(default)s)",
     )  # fmt: skip
     command.add_argument("--workers", type=int, metavar="N", help="processes (one per CPU core)")
+    if kind == "pitch":
+        add_shift_arguments(command)
 
 
 class _PairPart(argparse.Action):
@@ -261,12 +265,15 @@ def _build(args: argparse.Namespace) -> int:
         group_by=args.group_by,
         max_reject=args.max_reject,
         workers=args.workers,
+        **({"shift": shift_options(args)} if kind == "pitch" else {}),
     )
     targets = args.target if kind == "pair" else ()
     started = time.monotonic()
     with _progress() as report:
         result = build_corpus(kind, args.input, args.output, options, targets=targets, report=report)
     print(_summary(result, time.monotonic() - started))
+    if kind == "pitch":
+        print_shifts(args.output)
     return 0
 
 

@@ -64,6 +64,10 @@ def open_data(hp: HParams, **place: Any) -> Any:
         from data_shards.string_stream import open_string_stream
 
         return open_string_stream(hp, **place)
+    if hp.task.name == "pitch":
+        from data_shards.pitch_stream import open_pitch_stream
+
+        return open_pitch_stream(hp, **place)
     from data_shards.stream import open_stream
 
     return open_stream(hp, **place)

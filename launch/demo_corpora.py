@@ -3,6 +3,7 @@
     python launch/demo_corpora.py [--data data] [--seed 0] [--rate 44100]
     python launch/demo_corpora.py --kind pedal          # data/pedal: guitar through a simulated overdrive
     python launch/demo_corpora.py --kind string         # data/string: synthetic Karplus-Strong tones
+    python launch/demo_corpora.py --kind pitch          # data/pitch: notes and voices, shifted and shifted back
 
 Takes about ten seconds on one core. A corpus that is already there is left as it is, whoever built it.
 """
@@ -22,8 +23,10 @@ from data_shards.dataset import DATASET_NAME
 from data_shards.note_options import StringOptions, read_note_list
 from data_shards.options import BuildOptions
 from data_shards.pedal import PedalOptions, build_pedal_corpus, read_pairs
+from data_shards.shifters import require_engine
+from data_shards.shifts import ShiftOptions
 from data_shards.string_notes import build_string_corpus
-from data_shards.synthetic import write_demo_audio
+from data_shards.synthetic import write_demo_audio, write_foregrounds
 from data_shards.synthetic_device import write_device_pairs
 from data_shards.synthetic_string import CSV_NAME, NUM_NOTES, write_string_notes
 from launch.common import reports_user_errors
@@ -39,12 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other voices, noises and rooms")
     parser.add_argument("--rate", type=int, default=44_100, help="sample rate in Hz")
     parser.add_argument(
-        "--kind", choices=("mix", "pedal", "string"), default="mix",
+        "--kind", choices=("mix", "pedal", "string", "pitch"), default="mix",
         help="mix: fg, bg and rir for the main job; pedal: dry/wet pairs of a simulated device; string: single notes "
-        "of known decay (%(default)s)",
+        "of known decay; pitch: recordings shifted in pitch and back (%(default)s)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    write = {"pedal": write_demo_pedal, "string": write_demo_string}.get(options.kind, write_demo_corpora)
+    writers = {"pedal": write_demo_pedal, "string": write_demo_string, "pitch": write_demo_pitch}
+    write = writers.get(options.kind, write_demo_corpora)
     write(options.data, seed=options.seed, rate_hz=options.rate)
     return 0
 
@@ -85,6 +89,28 @@ def write_demo_string(
     options = StringOptions(rate_hz=rate_hz, known=known, max_reject=0.0)
     built = build_string_corpus([audio], output, options)
     _say(f"{len(built.notes)} notes written to {output} in {time.monotonic() - start:.0f} s")
+
+
+def write_demo_pitch(data: Path, *, seed: int = 0, rate_hz: int = 44_100, num_instruments: int = 6) -> None:
+    """Make `data`/pitch if it is not there. Raises: UserError, OSError."""
+    output = data / "pitch"
+    if (output / DATASET_NAME).is_file():
+        print(f"{output} is there already and stays as it is")
+        return
+    start = time.monotonic()
+    for engine in ShiftOptions().engines:
+        require_engine(engine)
+    audio = data / f"demo-pitch-{rate_hz}hz-seed{seed}"
+    if not audio.is_dir():
+        _say("synthesising instruments and speakers")
+        with _whole_folder(audio) as unfinished:
+            write_foregrounds(
+                unfinished, seed=seed, rate_hz=rate_hz, num_speakers=2, num_instruments=num_instruments
+            )
+    _say(f"building {output}")
+    options = BuildOptions("pitch", rate_hz=rate_hz, group_by="folder", shift=ShiftOptions(copies=2))
+    build_corpus("pitch", [audio], output, options)
+    _say(f"demo corpus written to {output} in {time.monotonic() - start:.0f} s")
 
 
 def write_demo_corpora(data: Path, *, seed: int = 0, rate_hz: int = 44_100) -> None:

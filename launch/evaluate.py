@@ -2,7 +2,8 @@
 
 The list depends on the run's hyper-parameters and corpora alone, so two runs with the same corpora are judged alike.
 A model of a device is judged on the stretch that was kept for a test with `--split test`, or on pairs of files of its
-own with `--files FOLDER`; how fast it plays in blocks is told too. Of a string the failures are called by their names,
+own with `--files FOLDER`; how fast it plays in blocks is told too. Of pitch repair the improvements are also told by
+semitones and by engine. Of a string the failures are called by their names,
 and the hardest notes listed.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from data_shards.errors import DataError
-from enhancer.engine.evaluate import Interval, Row, summarise
+from enhancer.engine.evaluate import Group, Interval, Row, groups_of_task, summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.metrics import esr_grade
 from enhancer.realtime import real_time_factors
@@ -75,6 +76,9 @@ def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
         raise UserError(f"a corpus cannot be read: {error}") from error
     summary = summarise(rows)
     _print_table(f"{len(rows)} items: mean and 95 % interval", summary)
+    groups = groups_of_task(TASKS[hp.task.name], rows)
+    if groups:
+        _print_groups(groups)
     for row in rows:
         if "esr" in row:
             names = " -> ".join(stream.item_sources(int(row["item"])).values())
@@ -86,6 +90,7 @@ def _judge_corpus(run: TrainedRun, args: argparse.Namespace) -> int:
         "fingerprint": stream.fingerprint,
         "split": args.split,
         "summary": _as_values(summary),
+        **({"groups": [_as_group(group) for group in groups]} if groups else {}),
         "items": [
             {
                 **_finite(row),
@@ -258,6 +263,30 @@ def _print_table(title: str, summary: dict[str, Interval]) -> None:
         # Errors of devices are small; a metric in decibels does not get longer by this.
         table.add_row(name, *(f"{value:.4g}" for value in (interval.mean, interval.low, interval.high)))
     Console().print(table)
+
+
+def _print_groups(groups: list[Group]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="by group: mean and 95 % interval")
+    for name in ("of", "group", "items"):
+        table.add_column(name)
+    for name in groups[0].summary:
+        table.add_column(name, justify="right")
+    for group in groups:
+        cells = [f"{each.mean:.3g} ({each.low:.3g} … {each.high:.3g})" for each in group.summary.values()]
+        table.add_row(group.kind, group.name, str(group.count), *cells)
+    Console().print(table)
+
+
+def _as_group(group: Group) -> dict[str, Any]:
+    return {
+        "of": group.kind,
+        "group": group.name,
+        "items": group.count,
+        "summary": _as_values(group.summary),
+    }
 
 
 def _as_values(summary: dict[str, Interval]) -> dict[str, dict[str, float | None]]:

@@ -179,6 +179,7 @@ def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     from data_shards.stream import worker_count
     from enhancer.engine.session import say
     from enhancer.tasks import TASKS
+    from launch.codec_weights import listening_constants
     from launch.common import open_data
 
     stream = open_data(
@@ -190,7 +191,7 @@ def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     )
     for text in stream.warnings:
         say(text)
-    return TASKS[hp.task.name](hp, stream.constants()), stream
+    return TASKS[hp.task.name](hp, {**stream.constants(), **listening_constants(hp)}), stream
 
 
 if __name__ == "__main__":

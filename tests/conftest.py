@@ -13,7 +13,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before anything imports them: every annotation of these packages is checked at every call, in tests only.
 install_import_hook(
-    ["enhancer.signal", "enhancer.losses", "enhancer.metrics", "enhancer.string_metrics"], "beartype.beartype"
+    [
+        "enhancer.signal",
+        "enhancer.losses",
+        "enhancer.metrics",
+        "enhancer.string_metrics",
+        "enhancer.repair_metrics",
+    ],
+    "beartype.beartype",
 )
 
 

@@ -21,6 +21,7 @@ ALLOWED = {
     "enhancer.models": {"enhancer.signal"},
     "enhancer.metrics": {"enhancer.signal"},
     "enhancer.string_metrics": {"enhancer.signal"},
+    "enhancer.repair_metrics": {"enhancer.signal"},
     "enhancer.charts": {"enhancer.signal"},
     "enhancer.engine": {"hparams"},
     "enhancer.tasks": {
@@ -28,6 +29,7 @@ ALLOWED = {
         "enhancer.losses",
         "enhancer.charts",
         "enhancer.metrics",
+        "enhancer.repair_metrics",
         "enhancer.signal",
         "enhancer.string_metrics",
         "hparams",

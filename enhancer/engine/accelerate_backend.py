@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from enhancer.engine import distributed
 from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
+from enhancer.engine.optimizers import make_optimizer, optimizer_groups, rate_shares
 from enhancer.engine.schedule import learning_rate
 from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.weights import read_state, read_weights_file
@@ -43,7 +44,7 @@ def start(hp: HParams) -> Any:
 
 
 class AccelerateBackend:
-    """Backend on an `accelerator` of `start`: one AdamW a module, parameter groups of the task."""
+    """Backend on an `accelerator` of `start`: one optimiser a module, parameter groups of the task."""
 
     name = "accelerate"
     is_sharded = False
@@ -63,12 +64,7 @@ class AccelerateBackend:
         self.modules: dict[str, nn.Module] = {
             name: accelerator.prepare_model(module) for name, module in modules.items()
         }
-        self._optimizers = {
-            name: torch.optim.AdamW(
-                [dict(group) for group in groups[name]], lr=hp.min_lr, eps=1e-8, weight_decay=0
-            )
-            for name in modules
-        }
+        self._optimizers = {name: make_optimizer(hp, optimizer_groups(hp, groups[name])) for name in modules}
         self._steps = dict.fromkeys(modules, 0)
         self.set_max_lr(hp.max_lr)
 
@@ -135,5 +131,6 @@ class AccelerateBackend:
             warmup_steps=hp.warmup_steps,
             max_steps=None if hp.lr_plateau_patience else hp.max_steps,
         )
-        for group in self._optimizers[name].param_groups:
-            group["lr"] = rate
+        groups = self._optimizers[name].param_groups
+        for group, share in zip(groups, rate_shares(hp, groups), strict=True):
+            group["lr"] = share * rate

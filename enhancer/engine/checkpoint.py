@@ -1,7 +1,8 @@
 """Checkpoints that appear whole or not at all, list their contents, and restore exactly or refuse.
 
     RUN/checkpoints/step-0000500/   manifest.json, the backend's files, NAME.average.safetensors where weights
-                                are averaged, rng-rank00000.safetensors per rank
+                                are averaged, task.state where the task goes on from tensors of its own,
+                                rng-rank00000.safetensors per rank
                     LATEST, BEST    the name of one of the folders
 
 All ranks copy what they have to host memory and write it into a folder of a temporary name, beside training where that
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from enhancer.engine import atomic, distributed, host_rng, rng
 from enhancer.engine.average import WeightAverage
@@ -41,9 +43,10 @@ from enhancer.engine.retention import Retention
 from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.state import State
 from enhancer.engine.versions import versions
-from enhancer.engine.weights import read_weights_file, write_file
+from enhancer.engine.weights import read_state, read_weights_file, write_file
 from hparams.errors import UserError
 
+_TASK_FILE = "task.state"
 _RNG_FILE = "rng-rank{rank:05d}.safetensors"
 # Ranks that wait for a write ask each other this often whether all are done.
 _TURN_SECONDS = 0.2
@@ -108,6 +111,8 @@ class Checkpoints:
     ) -> None:
         self.folder = folder / "checkpoints"
         self.record = {"versions": versions() if distributed.is_main() else {}, **record}
+        self.task_state: Mapping[str, Tensor] = {}
+        """Tensors of the task that every checkpoint holds and `restore` fills, the same on every rank."""
         self.skipped: list[str] = []
         """What was wrong with the newer checkpoints that `latest_valid` passed over."""
         self.saved: deque[Saved] = deque()
@@ -218,6 +223,8 @@ class Checkpoints:
             backend.load(checkpoint.folder)
             if average is not None:
                 average.load(checkpoint.folder, checkpoint.state.step)
+            if self.task_state:
+                _fill(self.task_state, read_state(checkpoint.folder / _TASK_FILE))
             states = read_weights_file(path)
             rng.restore(states)
             host_rng.restore(states)
@@ -245,6 +252,8 @@ class Checkpoints:
         files = backend.capture(memory)
         if average is not None and distributed.is_main():
             files |= average.capture(memory)
+        if self.task_state and distributed.is_main():
+            files[_TASK_FILE] = memory.state(dict(self.task_state))
         memory.wait()
         if self._writer is not None:
             self._memory = memory
@@ -288,6 +297,18 @@ class Checkpoints:
                 "Restore one from a backup, or start afresh with another --run-dir."
             )
         return None, skipped
+
+
+def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Put `values` of the same names, types and shapes into `tensors`. Raises ValueError for any others."""
+    forms = [
+        {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in each.items()}
+        for each in (tensors, values)
+    ]
+    if forms[0] != forms[1]:
+        raise ValueError(f"{_TASK_FILE} holds {forms[1]}; needed {forms[0]}")
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
 
 
 def _write(folder: Path, files: Files) -> tuple[dict[str, Entry], str]:

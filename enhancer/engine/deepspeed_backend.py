@@ -22,6 +22,7 @@ from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.deepspeed_machine import can_use_fused_adam
 from enhancer.engine.deepspeed_masters import Masters
 from enhancer.engine.deepspeed_partitions import parted_again
+from enhancer.engine.optimizers import make_optimizer, optimizer_groups, rate_shares
 from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.weights import read_state, read_weights_file
 from hparams.errors import UserError
@@ -56,10 +57,12 @@ class DeepSpeedBackend:
             _make_contiguous(module)
             buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
             weights = _unrounded_weights(module) if hp.precision == "bf16" else {}
+            own_groups = optimizer_groups(hp, groups[name])
             self._engines[name], *_ = deepspeed.initialize(
                 model=module,
-                model_parameters=[dict(group) for group in groups[name]],
-                config=self._config(batch_size),
+                optimizer=None if hp.optimizer == "adamw" else partial(make_optimizer, hp),
+                model_parameters=own_groups,
+                config=self._config(batch_size, rate_shares(hp, own_groups)),
                 dist_init_required=False,
             )
             if hp.precision == "bf16":
@@ -103,8 +106,11 @@ class DeepSpeedBackend:
         """See Backend."""
         for engine in self._engines.values():
             schedule = engine.lr_scheduler
-            schedule.max_lrs = [rate for _ in schedule.min_lrs]
-            schedule.delta_lrs = [rate - low for low in schedule.min_lrs]
+            shares = rate_shares(self._hp, engine.optimizer.param_groups)
+            schedule.max_lrs = [share * rate for share in shares]
+            schedule.delta_lrs = [
+                high - low for high, low in zip(schedule.max_lrs, schedule.min_lrs, strict=True)
+            ]
             if schedule.last_batch_iteration >= 0:  # Before the first step the rate is min_lr whatever comes.
                 schedule.step(schedule.last_batch_iteration)
 
@@ -166,15 +172,23 @@ class DeepSpeedBackend:
             "world_size": distributed.world_size(),
         }
 
-    def _config(self, batch_size: int) -> dict[str, Any]:
-        """`hp.deepspeed_config` with what this machine and this backend ask for."""
+    def _config(self, batch_size: int, shares: list[float]) -> dict[str, Any]:
+        """`hp.deepspeed_config` with what this machine and this backend ask for.
+
+        `shares`: see `rate_shares`.
+        """
         config = self._hp.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = batch_size
         config["steps_per_print"] = NEVER
-        # torch's AdamW decays weights unless told not to; DeepSpeed's own Adam does not.
-        config["optimizer"]["params"] |= {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
-        if not can_use_fused_adam():
-            config["optimizer"]["params"]["torch_adam"] = True
+        if self._hp.optimizer == "adamw":
+            # torch's AdamW decays weights unless told not to; DeepSpeed's own Adam does not.
+            config["optimizer"]["params"] |= {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+            if not can_use_fused_adam():
+                config["optimizer"]["params"]["torch_adam"] = True
+        if any(share != 1 for share in shares):
+            rates = config["scheduler"]["params"]
+            for key in ("warmup_min_lr", "warmup_max_lr"):
+                rates[key] = [share * rates[key] for share in shares]
         if self._is_plain:
             config["gradient_clipping"] = 0.0
         return config

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from enhancer.engine.update import StepModules
 
 Row = dict[str, float]
 
+LABEL = "label_"
+"""Values of a row whose names begin so say what the item is, not how well it was done."""
 NUM_RESAMPLES = 10_000
 """Resamples of the bootstrap: an end of the interval is then known to 0.03 standard errors of the mean."""
 
@@ -67,10 +70,13 @@ def evaluate(
 
 
 def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
-    """Mean and 95 % percentile-bootstrap interval of each metric. A row where a metric is NaN does not count for it."""
+    """Mean and 95 % percentile-bootstrap interval of each metric, labels left out.
+
+    A row where a metric is NaN does not count for it.
+    """
     summary = {}
     for name in rows[0]:
-        if name == "item":
+        if name == "item" or name.startswith(LABEL):
             continue
         values = np.array([row[name] for row in rows], dtype=np.float64)
         values = values[~np.isnan(values)]
@@ -81,6 +87,30 @@ def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
         low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
         summary[name] = Interval(float(values.mean()), float(low), float(high))
     return summary
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that have something in common: `name` of the kind `kind`."""
+
+    kind: str
+    name: str
+    count: int
+    summary: dict[str, Interval]
+
+
+def groups_of_task(task: Any, rows: Sequence[Row]) -> list[Group]:
+    """Summaries of `task.grouped_metrics` in each group that `task.groups_of` puts a row in; none for most tasks."""
+    if not hasattr(task, "groups_of") or not rows:
+        return []
+    members: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kept = {name: row[name] for name in task.grouped_metrics}
+        for key in task.groups_of(row).items():
+            members.setdefault(key, []).append(kept)
+    kinds = list(dict.fromkeys(kind for kind, _ in members))
+    ordered = sorted(members, key=lambda key: (kinds.index(key[0]), key[1]))
+    return [Group(*key, len(members[key]), summarise(members[key])) for key in ordered]
 
 
 def _rows_of_this_rank(

@@ -31,7 +31,7 @@ from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.state import State
 from enhancer.engine.stop import EXIT_INTERRUPTED, LEFT, Stop, listening
-from enhancer.engine.task import Stream, Task
+from enhancer.engine.task import Remembering, Stream, Task
 from enhancer.engine.watch import watching
 from hparams.errors import UserError
 from hparams.fields import flat_values
@@ -194,6 +194,7 @@ class _Session:
             fingerprint=stream.fingerprint,
             hparams=flat_values(hp),
         )
+        checkpoints.task_state = task.state() if isinstance(task, Remembering) else {}
         average = _average(hp, task, backend)
         state = self._resume(checkpoints, checkpoint, backend, average, stream.fingerprint)
         monitor = distributed.together(lambda: Monitor.open(run.folder, hp.max_steps, state.step))

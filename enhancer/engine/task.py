@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
-Update = Callable[[str, Tensor], None]
-"""`update(name, loss)`: backward, guard, clip and one optimiser step of module `name`."""
+
+
+class Update(Protocol):
+    """What a step does to its modules, and what it may ask the other ranks."""
+
+    def __call__(self, name: str, loss: Tensor) -> None:
+        """Backward, guard, clip and one optimiser step of module `name`."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a few `values` on the CPU over the ranks; called by all of them alike."""
 
 
 class Modules(Mapping[str, nn.Module]):
@@ -56,7 +64,10 @@ class Task(Protocol):
         """Fresh modules by name, initialised from torch's current default generator, on the CPU."""
 
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
-        """Optimiser parameter groups of module `name`: dicts with `params` and options such as `weight_decay`."""
+        """Optimiser parameter groups of module `name`: dicts with `params` and options such as `weight_decay`.
+
+        `stacked` lists the ones whose first axis counts matrices, for optimisers that work on these.
+        """
 
     def to(self, device: torch.device) -> None:
         """Move the task's constants (windows, RIR spectra) to `device`."""
@@ -73,6 +84,14 @@ class Task(Protocol):
         Called in eval mode without gradients, on rank 0 only, or on every rank (whose media drop all but rank
         0's) where the parameters are split over the ranks.
         """
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A task with tensors that go on from step to step beside its modules; checkpoints hold them."""
+
+    def state(self) -> dict[str, Tensor]:
+        """These tensors by name, on the CPU and the same on every rank; they are changed in place."""
 
 
 class Stream(Protocol):

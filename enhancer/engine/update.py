@@ -100,6 +100,11 @@ class Update:
             if self._average is not None:
                 self._average.update()
 
+    def mean(self, values: Tensor) -> Tensor:
+        """See `enhancer.engine.task.Update`."""
+        means = distributed.all_mean(values.flatten().tolist())
+        return torch.tensor(means, dtype=values.dtype).reshape(values.shape)
+
     def _is_bad_anywhere(self, loss: Tensor) -> bool:
         # One process has nobody to agree with, and the backend looks at the loss together with the norm: a device
         # is waited for once a step.

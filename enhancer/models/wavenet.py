@@ -30,6 +30,9 @@ PIECE_VALUES = 1 << 16
 class LayerStack(nn.Module):
     """The weights of one stack of layers, of all its layers in one tensor each."""
 
+    OF_ALL_LAYERS = ("conv_weight", "conv_bias", "condition_weight", "output_weight", "output_bias")
+    """Parameters with a first axis that counts layers."""
+
     def __init__(
         self,
         num_inputs: int,
@@ -140,6 +143,11 @@ class WaveNetDevice(nn.Module):
     def layer_stacks(self) -> list[LayerStack]:
         """The stacks in order."""
         return [stack for stack in self.stacks if isinstance(stack, LayerStack)]
+
+    @property
+    def stacked_parameters(self) -> list[nn.Parameter]:
+        """Parameters whose first axis counts layers, each with a matrix or a vector of its own."""
+        return [getattr(stack, name) for stack in self.layer_stacks for name in stack.OF_ALL_LAYERS]
 
     @property
     def receptive_field(self) -> int:

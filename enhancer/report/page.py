@@ -96,7 +96,7 @@ def _sections(content: Content, runs: list[RunRecord]) -> list[tuple[str, str, M
     found = [
         ("runs", names, joined(tables.cards(runs), notes)),
         ("validation", "Validation", _validation(content, runs)),
-        ("training", "Training", _figures(training_charts(runs))),
+        ("training", "Training", _training(runs)),
         ("examples", "Listen and look", _examples(content)),
         ("hparams", "Hyper-parameters", _hparams(runs)),
     ]
@@ -110,6 +110,9 @@ def _validation(content: Content, runs: list[RunRecord]) -> Markup:
     for run in runs:
         of_run = f" of {run.name}" if len(runs) > 1 else ""
         heading = f"File by file{of_run}, at step {run.best['step']}, the worst {words.label(run.best_metric)} first"
+        by_group = tables.groups_table(run)
+        if by_group:
+            files += [element("h3", f"By group{of_run}"), by_group]
         files += [element("h3", heading), tables.items_table(run, content.names_of_items.get(run.name, {}))]
     return joined(
         element("p", "Means over the validation list and 95 % intervals, at the best evaluation.", class_="note"),
@@ -118,6 +121,12 @@ def _validation(content: Content, runs: list[RunRecord]) -> Markup:
         _figures(validation_charts(runs)),
         files,
     )  # fmt: skip
+
+
+def _training(runs: list[RunRecord]) -> Markup:
+    norms = tables.norms_table(runs)
+    said = element("h3", "Gradient norms before clipping, over the run")
+    return joined(_figures(training_charts(runs)), *([said, norms] if norms else []))
 
 
 def _figures(charts: list) -> Markup:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from enhancer.engine.evaluate import groups_of_task
 from enhancer.metrics import esr_grade
 from enhancer.report import words
 from enhancer.report.markup import Markup, element
-from enhancer.report.record import RunRecord, metric_names, number, summary_of
+from enhancer.report.record import RunRecord, curve_names, metric_names, number, summary_of
 from enhancer.report.svg import tone_class
 from enhancer.string_metrics import named_failures
+from enhancer.tasks import TASKS
 from hparams.fields import flat_values, rows
 
 MOST_ROWS = 500
+NORM_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 _ABSENT = "—"
 
 
@@ -79,6 +85,46 @@ def items_table(run: RunRecord, names_of_items: Mapping[int, str]) -> Markup:
     blank = [element("td")] if has_words else []
     head = ["file", *(words.label(name) for name in names), *(["in words"] if has_words else [])]
     return table(head, [element("tr", foot + blank), element("tr", span + blank)], lines, is_long=True)
+
+
+def groups_table(run: RunRecord) -> Markup | None:
+    """Improvements by what items have in common, such as the semitones of a shift; None where a task has no groups."""
+    task = TASKS[run.hp.task.name]
+    names = getattr(task, "grouped_metrics", ())
+    rows = [
+        {name: number(value) for name, value in row.items()}
+        for row in run.rows
+        if all(name in row for name in names) and all(math.isfinite(number(row[name])) for name in row)
+    ]
+    groups = groups_of_task(task, rows)
+    if not groups:
+        return None
+    lines = []
+    for group in groups:
+        cells = [_cell(words.interval(each.mean, each.low, each.high)) for each in group.summary.values()]
+        head = [element("th", group.kind, scope="row"), element("td", group.name), _cell(str(group.count))]
+        lines.append(element("tr", head, cells))
+    return table(["by", "group", "items", *(words.label(name) for name in names)], lines)
+
+
+def norms_table(runs: list[RunRecord]) -> Markup | None:
+    """Quantiles over the run of each module's gradient norm before clipping; None where none was logged."""
+    lines = []
+    for run in runs:
+        for name in [name for name in curve_names([run]) if name.startswith("gradient_norm")]:
+            values = run.curve(name)[1]
+            values = values[np.isfinite(values)]
+            if not len(values):
+                continue
+            clip = run.hp.gradient_clipping
+            share = f"{100 * float((values > clip).mean()):.3g} %" if clip else "not clipped"
+            cells = [_cell(words.figure(float(value))) for value in np.quantile(values, NORM_QUANTILES)]
+            head = [element("th", run_label(run), scope="row"), element("td", words.label(name))]
+            lines.append(element("tr", head, _cell(str(len(values))), cells, _cell(share)))
+    if not lines:
+        return None
+    quantiles = [f"{100 * share:g} %" for share in NORM_QUANTILES[:-1]]
+    return table(["run", "of", "logged steps", *quantiles, "largest", "clipped"], lines)
 
 
 def _in_words(row: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from enhancer.signal.convolution import RirBank
 from enhancer.signal.distortion import add_noise, band_limit, overdrive, peaking_eq
 from enhancer.signal.levels import db_to_gain, gain_for_level, gain_for_snr, power_db
-from enhancer.signal.types import PcmBatch, WaveBatch
+from enhancer.signal.types import PcmBatch, PerRow, WaveBatch
 
 PEAK = 0.99
 """Mixtures with a larger peak are turned down to it, targets with them."""
@@ -81,10 +81,23 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int, early_s
     if len(pairs):
         mixture.index_copy_(0, pairs, background.index_select(0, pairs))
 
-    gain = gain_for_level(mixture, level_db, MAX_GAIN_DB)
-    headroom = (PEAK / (gain * torch.linalg.vector_norm(mixture, ord=torch.inf, dim=-1))).clamp(max=1)
+    gain, headroom = _gain_and_headroom(mixture, level_db)
     gain = (gain * torch.where(is_pair & level_db.isnan(), 1.0, headroom))[:, None]
     return Mix(mixture=mixture.mul_(gain), target=target * gain)
+
+
+def foreground_at_level(batch: Mapping[str, Tensor]) -> WaveBatch:
+    """The clean foregrounds `fg` alone at their `level_db`, [B, T]; keys and limits of the gain as for `mix`."""
+    wave = _to_float(batch["fg"])
+    gain, headroom = _gain_and_headroom(wave, batch["level_db"])
+    return wave * (gain * headroom)[:, None]
+
+
+def _gain_and_headroom(wave: WaveBatch, level_db: PerRow) -> tuple[PerRow, PerRow]:
+    """The gain to `level_db`, and by how much it must be smaller for the peak."""
+    gain = gain_for_level(wave, level_db, MAX_GAIN_DB)
+    peak = torch.linalg.vector_norm(wave, ord=torch.inf, dim=-1)
+    return gain, (PEAK / (gain * peak)).clamp(max=1)
 
 
 def distort(wave: WaveBatch, host: Mapping[str, Tensor], rate_hz: int) -> WaveBatch:

@@ -8,6 +8,7 @@ multiples of the hop. (Reflection padding, the other usual choice, would make ed
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -108,5 +109,34 @@ def power_spectrogram(
     wave: Wave, window_samples: int, hop_samples: int, n_fft: int
 ) -> Float[Tensor, "*batch frame freq"]:
     """Squared magnitude of the centred Hann STFT, [..., N, F]: |Stft|**2, for any hop and any even `n_fft`."""
-    spectrum = torch.fft.rfft(windowed_frames(wave, window_samples, hop_samples), n=n_fft)
-    return torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+    return power_of_frames(windowed_frames(wave, window_samples, hop_samples), n_fft)
+
+
+def power_of_frames(
+    frames: Float[Tensor, "*batch frame window"], n_fft: int
+) -> Float[Tensor, "*batch frame freq"]:
+    """Squared magnitude of the FFT of windowed frames; `n_fft` is even and not below the window's length."""
+    return _PowerOfFrames.apply(frames, n_fft)
+
+
+class _PowerOfFrames(torch.autograd.Function):
+    """With one real inverse FFT backwards, where torch's own would run a full complex one."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, n_fft: int) -> Tensor:
+        spectrum = torch.fft.rfft(frames, n=n_fft)
+        ctx.save_for_backward(spectrum)
+        ctx.sizes = (frames.shape[-1], n_fft)
+        return torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_power: Tensor) -> tuple[Tensor, None]:
+        (spectrum,) = ctx.saved_tensors
+        window_samples, n_fft = ctx.sizes
+        # d(m^2)/dX is 2 X; irfft counts every bin but the first and the last twice, which is that 2.
+        weight = by_power.clone()
+        weight[..., 0] *= 2
+        weight[..., -1] *= 2
+        by_frame = torch.fft.irfft(weight * spectrum, n=n_fft, norm="forward")
+        return by_frame[..., :window_samples], None

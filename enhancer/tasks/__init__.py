@@ -1,13 +1,25 @@
 """The kinds of training job, by name."""
 
+from enhancer.tasks.codec import CodecTask
 from enhancer.tasks.context import ContextTask
 from enhancer.tasks.denoise import DenoiseTask
 from enhancer.tasks.pedal import PedalTask
+from enhancer.tasks.pitch import PitchTask
 from enhancer.tasks.string import StringTask
 
-TASKS: dict[str, type[DenoiseTask] | type[PedalTask] | type[ContextTask] | type[StringTask]] = {
+TASKS: dict[
+    str,
+    type[DenoiseTask]
+    | type[PedalTask]
+    | type[ContextTask]
+    | type[StringTask]
+    | type[PitchTask]
+    | type[CodecTask],
+] = {
     "denoise": DenoiseTask,
     "pedal": PedalTask,
     "context": ContextTask,
     "string": StringTask,
+    "pitch": PitchTask,
+    "codec": CodecTask,
 }

@@ -16,6 +16,7 @@ from enhancer.models.recurrent import RecurrentDevice, detach_state
 from enhancer.models.wavenet import WaveNetDevice
 from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import HParams
+from hparams.stft import scaled_resolutions
 from hparams.tasks import PedalHParams
 
 SHOWN_SECONDS = 3.0
@@ -54,7 +55,7 @@ class PedalTask:
             hinge = HFHinge(hp.wav_rate, fmin=own.hf_hinge_fmin, strength=own.hf_hinge_strength)
             terms["hf_hinge"] = (own.hf_hinge_weight, hinge)
         if own.stft_weight:
-            terms["stft"] = (own.stft_weight, MultiResolutionStft(hp.stft_cfgs))
+            terms["stft"] = (own.stft_weight, MultiResolutionStft(scaled_resolutions(hp.wav_rate)))
         self.loss = WeightedLoss(terms)
 
     def build(self) -> dict[str, nn.Module]:
@@ -77,8 +78,9 @@ class PedalTask:
         for key, parameter in module.named_parameters():
             groups["weight_hh" in key].append(parameter)
         decays = {False: self.own.weight_decay, True: self.own.recurrent_weight_decay}
+        stacked = module.stacked_parameters if isinstance(module, WaveNetDevice) else []
         return [
-            {"params": parameters, "weight_decay": decays[is_recurrent]}
+            {"params": parameters, "weight_decay": decays[is_recurrent], "stacked": stacked}
             for is_recurrent, parameters in groups.items()
             if parameters
         ]

@@ -18,6 +18,7 @@ from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError, DataError
 from data_shards.format import WAV_HEADER_BYTES
 from data_shards.stream import open_stream
+from hparams.codec import CodecHParams
 from hparams.errors import UserError
 from tests.data_shards import mix_corpora
 
@@ -47,6 +48,21 @@ def assert_equal(one, other):
     for name in one:
         assert one[name].dtype == other[name].dtype
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_a_codec_takes_the_foregrounds_of_the_same_draws_and_no_other_corpus(hp, tmp_path):
+    own = CodecHParams(level_range_db=(-30.0, -20.0), valid_items=5, valid_seconds=0.5, stft_weight=0.0)
+    codec = replace(hp, task=own, bg_dir=tmp_path / "none", rir_dir=tmp_path / "none")
+    (batch,) = take(codec, 1, draw=16, num_workers=0)
+    (mixed,) = take(
+        mix_corpora.with_task(replace(hp, load_fg_only=True), silence_prob=0.0), 1, draw=16, num_workers=0
+    )
+    assert torch.equal(batch["fg"], mixed["fg"]) and bool(batch["fg"].any())
+    assert not batch["bg"].any() and bool((batch["rir"] < 0).all())
+    assert bool(((batch["level_db"] >= -30) & (batch["level_db"] <= -20)).all())
+    stream = open_stream(codec, num_workers=0)
+    items = torch.cat([each["item"] for each in stream.validation()])
+    assert sorted(items[items >= 0].tolist()) == [0, 1, 2, 3, 4]
 
 
 def joined(batches):

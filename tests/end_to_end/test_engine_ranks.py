@@ -53,9 +53,16 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
         ("deepspeed", 2, ("zero_stage=2", "ema_decay=0.9")),
         ("deepspeed", 2, ("zero_stage=3",)),
         ("deepspeed", 2, ("zero_stage=3", "precision=bf16")),
+        ("accelerate", 2, ("optimizer=muon", "adamw_max_lr=0.001", "ema_decay=0.9")),
+        ("deepspeed", 2, ("optimizer=muon", "adamw_max_lr=0.001")),
+        ("deepspeed", 1, ("optimizer=muon", "adamw_max_lr=0.001", "precision=bf16")),
+        ("deepspeed", 2, ("optimizer=psgd",)),
+        ("deepspeed", 1, ("optimizer=soap", "precision=bf16")),
     ],
 )
 def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backend, num_ranks, values):
+    if {"optimizer=psgd", "optimizer=soap"} & set(values):
+        pytest.importorskip("pytorch_optimizer", reason="needs the extra [optimizers]")
     arguments = [*HALF, "--adversarial", *(word for value in values for word in ("--set", value))]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for ended in run_ranks(backend, num_ranks, whole, *arguments):

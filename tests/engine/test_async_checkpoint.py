@@ -211,3 +211,33 @@ def test_a_write_that_fails_on_one_rank_is_learned_by_both(tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert names(tmp_path) == ["LATEST", "step-0000001"]
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from tiny_backend import TinyBackend, checkpoints_in, state_at
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+size = 50_000_000
+backend = TinyBackend(size)
+backend.values += 1
+checkpoints = checkpoints_in(Path(sys.argv[1]), 1, is_async=True)
+checkpoints.save(state_at(0), TinyBackend(1))
+checkpoints.finish()
+before = peak()
+for step in (1, 2, 3):
+    checkpoints.save(state_at(step), backend)
+checkpoints.finish()
+print((peak() - before) / (4 * size))
+"""
+
+
+def test_the_memory_of_many_saves_is_that_of_one_snapshot(tmp_path):
+    """As the system counts it, for the whole process; a copy for the writing would make it two."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=HERE, capture_output=True, text=True, check=True
+    )
+    assert 0.9 < float(done.stdout) < 1.2, done.stdout

@@ -10,6 +10,7 @@ import pytest
 from hparams.errors import UserError
 from hparams.load import load
 from hparams.schema import HParams
+from hparams.stft import scaled_resolutions
 from hparams.tasks import DenoiseHParams
 
 
@@ -75,6 +76,16 @@ def test_deepspeed_holds_the_rate_after_the_warm_up_where_it_falls_on_plateaus()
 def test_the_stft_resolutions_have_an_fft_no_shorter_than_the_window():
     found = [(cfg.n_fft, cfg.hop_length, cfg.win_length) for cfg in HParams().stft_cfgs]
     assert found == [(512, 100, 400), (1024, 256, 1024), (2048, 512, 2048)]
+
+
+def test_scaled_resolutions_last_as_long_at_any_rate():
+    assert scaled_resolutions(44_100) == HParams().stft_cfgs
+    found = [(cfg.n_fft, cfg.hop_length, cfg.win_length) for cfg in scaled_resolutions(48_000)]
+    assert found == [(512, 109, 436), (2048, 279, 1116), (4096, 557, 2228)]
+    for rate_hz in (8000, 96_000):
+        for cfg, usual in zip(scaled_resolutions(rate_hz), HParams().stft_cfgs, strict=True):
+            assert cfg.win_length / rate_hz == pytest.approx(usual.win_length / 44_100, rel=0.01)
+            assert cfg.n_fft >= cfg.win_length == 4 * cfg.hop_length
 
 
 def test_the_stft_resolutions_are_refused_at_another_rate():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from enhancer.signal.convolution import RirBank
 from enhancer.signal.levels import power_db
-from enhancer.signal.mixing import MAX_GAIN_DB, PEAK, mix
+from enhancer.signal.mixing import MAX_GAIN_DB, PEAK, foreground_at_level, mix
 
 RATE_HZ = 44_100
 LENGTH = 4000
@@ -136,6 +136,21 @@ def test_without_a_background_the_mixture_is_the_foreground():
     mixed = mix(batch_of({"bg": silent, "level_db": -30.0}), None, RATE_HZ)
     assert torch.equal(mixed.mixture, mixed.target)
     assert power_db(mixed.mixture).item() == pytest.approx(-30, abs=1e-3)
+
+
+def test_a_foreground_at_its_level_is_the_target_of_a_mix_without_background():
+    quiet = torch.zeros(LENGTH, dtype=torch.int16)
+    batch = batch_of(
+        {"bg": quiet, "level_db": -20.0},
+        {"bg": quiet, "level_db": -1.0},  # Its peak would pass full scale.
+        {"bg": quiet, "fg": quiet, "level_db": -20.0},
+        {"bg": quiet, "fg": noise(1e-4, 3), "level_db": -10.0},  # Too quiet to be brought there.
+    )
+    wave = foreground_at_level(batch)
+    torch.testing.assert_close(wave, mix(batch, None, RATE_HZ).target, atol=0, rtol=0)
+    assert power_db(wave)[0].item() == pytest.approx(-20, abs=0.01)
+    assert wave[1].abs().max().item() == pytest.approx(PEAK, abs=1e-6)
+    assert not wave[2].any()
 
 
 def test_a_mix_of_nothing_is_nothing():

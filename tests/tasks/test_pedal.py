@@ -87,6 +87,33 @@ def test_every_sample_after_the_warm_up_is_learned_from_once(
     assert len(update.losses) == count
 
 
+@pytest.mark.parametrize("rate_hz", [22_050, 44_100, 48_000, 96_000])
+def test_the_stft_loss_is_that_of_torchs_spectra_at_the_rate_of_the_pair(rate_hz: int) -> None:
+    """On chunks that are shorter than its longest window, too."""
+    only = ["task.esr_weight=0", "task.dc_weight=0", "task.hf_hinge_weight=0", "task.stft_weight=1"]
+    task = PedalTask(load("pedal_lstm", ["task.hidden_size=8", f"wav_rate={rate_hz}", *only]))
+    batch = segments()
+    device = Known(0.5)
+    losses: list[float] = []
+    task.step({"device": device}, batch, lambda name, loss: losses.append(loss.item()))
+    expected = []
+    for start, stop in [(1000, 3048), (3048, 5000)]:
+        target = batch["wet"][:, start:stop]
+        distances = []
+        for hop in (round(usual * rate_hz / 44_100) for usual in (100, 256, 512)):
+            window = torch.hann_window(4 * hop)
+            n_fft = 2 ** math.ceil(math.log2(4 * hop))
+            missing = -target.shape[1] % hop
+            padded = torch.nn.functional.pad(target, (2 * hop, 2 * hop + missing))
+            frames = padded.unfold(1, 4 * hop, hop) * window
+            spectra = torch.fft.rfft(frames, n=n_fft).abs()
+            floor = math.sqrt(10 ** (-80 / 10) * 0.375 * 4 * hop)
+            distance = (spectra.clamp(min=floor) / (0.5 * spectra).clamp(min=floor)).log().abs().mean((1, 2))
+            distances.append(0.5 + distance)
+        expected.append(torch.stack(distances).mean().item())
+    assert losses == pytest.approx(expected, rel=1e-3)
+
+
 def test_recurrent_weights_decay_less() -> None:
     task = task_of("task.num_layers=2")
     device = task.build()["device"]

@@ -1,0 +1,58 @@
+"""A 1-D ConvNeXt U-Net on the waveform: waveform in, waveform out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from enhancer.models.convnext import ConvNextUNet
+
+
+class WaveUNet(nn.Module):
+    """22 M parameters at the defaults.
+
+    `context_samples`: samples on each side of a stretch of audio that can influence it. A recording may be cut into
+    chunks that start at multiples of `stride_samples`, with that context around them, without changing the output.
+
+    With `predict` difference the output is added to the input, and the network starts as the identity.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (1, 8, 64, 256, 512),
+        blocks: Sequence[int] = (4, 4, 4, 4),
+        factors: Sequence[int] = (8, 8, 4, 2),
+        kernel_size: int = 7,
+        scale_vs_channels: float = 4.0,
+        predict: str = "difference",
+        is_conditioned: bool = True,
+    ) -> None:
+        super().__init__()
+        if channels[0] != 1:
+            raise ValueError(f"channels begin with {channels[0]}; a waveform has 1")
+        if predict not in ("signal", "difference"):
+            raise ValueError(f"predict is {predict!r}; needed signal or difference")
+        self.is_difference = predict == "difference"
+        self.network = ConvNextUNet(
+            channels,
+            blocks,
+            [(1, factor) for factor in factors],
+            (1, kernel_size),
+            scale_vs_channels,
+            is_conditioned,
+            starts_at_zero=self.is_difference,
+        )
+        self.stride_samples = self.network.multiple[1]
+        self.context_samples = self.network.reach(1)
+
+    def forward(self, mixture: Tensor, semitones: Tensor | None = None) -> Tensor:
+        """Shifted recordings [B, T] and their semitones [B] -> repaired ones [B, T].
+
+        Any T: silence is added at the end up to a whole number of strides, and cut off again.
+        """
+        length = mixture.shape[-1]
+        padded = F.pad(mixture, (0, -length % self.stride_samples))
+        output = self.network(padded[:, None, :, None], semitones)[:, 0, :length, 0]
+        return mixture + output if self.is_difference else output
