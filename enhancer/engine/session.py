@@ -267,7 +267,7 @@ class _Session:
             return State()
         allow_data_change = self.options.allow_data_change
         check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
-        return checkpoints.restore(checkpoint, backend, average)
+        return distributed.together(lambda: checkpoints.restore(checkpoint, backend, average))
 
 
 def _wait_for_writes(
