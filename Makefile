@@ -5,6 +5,7 @@ VENV   ?= .venv
 PRESET ?= base_small
 STEPS  ?= 300
 SEED   ?= 0
+ROUNDS ?= 200
 RUN    ?= runs/demo-$(PRESET)
 # Tests share two cores; one BLAS thread a process keeps them out of each other's way.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -25,7 +26,7 @@ endif
 
 BENCHES = shards mixing step startup exact context pedal_speed features stop watch
 
-.PHONY: help env train test test-fast check lint types docs bench fuzz stops clusters clean
+.PHONY: help env train test test-fast check lint types docs bench fuzz stops faults clusters clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,6 +98,9 @@ clusters: env  ## runs on a real Slurm and over two network namespaces of this m
 
 fuzz: env  ## 20,000 spoiled files, each read under limits: typed errors only (a quarter of an hour; SEED=0)
 	@$(TEST_ENV) $(BIN)/python -m tests.fuzz --seed $(SEED)
+
+faults: env  ## faults at random moments of real training, each compared with an unbroken run (an hour; ROUNDS=200 SEED=0)
+	@$(TEST_ENV) $(BIN)/python -m tests.faults --seed $(SEED) --rounds $(ROUNDS)
 
 clean:  ## remove caches and build leftovers; keeps .venv, data and runs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -104,6 +105,8 @@ def main() -> int:
     if options.variant:
         measure(options.variant, options.batch, options.samples, options.width, options.gradient)
         return 0
+    if find_spec("transformers") is None:
+        sys.exit("the plain version is transformers' DacModel: pip install 'wavewright[codec]'")
     describe_machine()
     memory, gradients = {}, {}
     # Blocks above 64 KiB are then given back at once, so that the resident size is what is in use.

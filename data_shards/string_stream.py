@@ -18,13 +18,21 @@ from data_shards.notes import NoteTake
 from data_shards.pedal_stream import VALID_SIDE, Batch, PedalBatches
 from data_shards.reader import Reader
 from data_shards.schedule import below, generator, sample_of_draw
-from enhancer.signal.decay import OCTAVE_CENTRES_HZ, window_samples
+from data_shards.string_notes import AUDIBLE_DB
+from enhancer.signal.decay import (
+    OCTAVE_CENTRES_HZ,
+    audible_bands,
+    octave_levels,
+    octave_t60,
+    window_samples,
+)
 
 if TYPE_CHECKING:
     from hparams.schema import HParams
     from hparams.tasks import StringHParams
 
 LEVEL_HOP_SECONDS = 0.01
+NOISE_MARGIN_DB = 10.0
 LOWEST_DB = -200.0
 
 
@@ -38,6 +46,9 @@ class LoadedNote:
     level_db: np.ndarray
     """Level of the history that begins at each hop against that of the first one, never rising: float64 [hops]."""
     hop: int
+    t60: torch.Tensor
+    """Seconds in the octave bands, as `measured_t60` has them: float32 [1, bands]."""
+    t60_range_db: torch.Tensor
 
     def start_at(self, uniform: float, last: int, is_level_balanced: bool) -> int:
         """First frame of a window, 0 to `last`, for a number of [0, 1).
@@ -72,6 +83,8 @@ class StringStream:
     valid_frames: int
     """Longest validation item, its history included."""
     is_level_balanced: bool
+    start_share: float
+    """Of the draws that begin with the note."""
     rate_hz: int
     fingerprint: str
     """That of the corpus."""
@@ -84,7 +97,9 @@ class StringStream:
         """(row of `train`, first frame) of a draw: a pure function of (seed, draw)."""
         row = sample_of_draw(self.seed, draw, len(self.train), "string")
         note = self.train[row]
-        uniform = generator(self.seed, draw, "string-window").random()
+        uniform, other = generator(self.seed, draw, "string-window").random(2)
+        if other < self.start_share:
+            return row, 0
         return row, note.start_at(uniform, len(note.wave) - self.window_frames, self.is_level_balanced)
 
     def training_batch(self, draws: range) -> Batch:
@@ -113,7 +128,7 @@ class StringStream:
         wave = torch.from_numpy(note.wave[None, start : start + frames].copy())
         values = {name: np.nan if value is None else value for name, value in scalars.items()}
         columns = {name: torch.tensor([value], dtype=torch.float32) for name, value in values.items()}
-        return {"note": wave, **columns, "t60": _bands(take.t60_seconds)}
+        return {"note": wave, **columns, "t60": note.t60, "t60_range_db": note.t60_range_db}
 
     def from_draw(self, draw: int) -> PedalBatches:
         """Endless batches, the first starting at global draw `draw`."""
@@ -186,7 +201,8 @@ def open_string_stream(
     history_frames = round(own.history_seconds * corpus.rate_hz)
     train, valid = split_notes(corpus.groups, own.folds, own.held_out_fold, str(corpus.folder))
     window_frames = round(hp.training_seconds * corpus.rate_hz)
-    notes = _load(corpus, history_frames)
+    valid_frames = history_frames + round(own.valid_seconds * corpus.rate_hz)
+    notes = _load(corpus, history_frames, valid_frames)
     fewest = {"train": window_frames, "validate": history_frames + 2 * window_samples(corpus.rate_hz)}
     sides, warnings = {}, []
     for (what, frames), groups in zip(fewest.items(), (train, valid), strict=True):
@@ -209,8 +225,9 @@ def open_string_stream(
         seed=hp.seed,
         window_frames=window_frames,
         history_frames=history_frames,
-        valid_frames=history_frames + round(own.valid_seconds * corpus.rate_hz),
+        valid_frames=valid_frames,
         is_level_balanced=own.is_level_balanced,
+        start_share=own.start_share,
         rate_hz=corpus.rate_hz,
         fingerprint=corpus.fingerprint,
         rank=rank,
@@ -239,16 +256,34 @@ def split_notes(
     return train, valid
 
 
-def _load(corpus: Corpus, history_frames: int) -> list[LoadedNote]:
+def _load(corpus: Corpus, history_frames: int, valid_frames: int) -> list[LoadedNote]:
     reader = Reader(corpus, verify=True)
     hop = max(round(LEVEL_HOP_SECONDS * corpus.rate_hz), 1)
     notes = []
     for row, take in enumerate(corpus.notes):
         wave = reader.whole(row)[take.attack_frames :].astype(np.float32)
         source = corpus.sources[corpus.source.item(row)]
-        notes.append(LoadedNote(source, take, wave, _levels(wave, history_frames, hop), hop))
+        t60 = measured_t60(wave[history_frames:valid_frames], take, corpus.rate_hz)
+        notes.append(LoadedNote(source, take, wave, _levels(wave, history_frames, hop), hop, *t60))
     reader.close()
     return notes
+
+
+def measured_t60(decay: np.ndarray, take: NoteTake, rate_hz: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(seconds, dB by which the level falls over the line that they are of) in the octave bands of `decay` [T]: [1, 9].
+
+    As a validation note is judged, which begins where its history ends; NaN where there is nothing to be measured. A
+    stretch too short for that has the T60 of the whole decay, and NaN for its range.
+    """
+    if len(decay) < 2 * window_samples(rate_hz):
+        whole = _bands(take.t60_seconds)
+        return whole, torch.full_like(whole, np.nan)
+    levels = octave_levels(torch.from_numpy(decay[None]), rate_hz)
+    measured, stop_db = octave_t60(levels, _bands(take.noise_db), NOISE_MARGIN_DB)
+    is_told = (audible_bands(levels, AUDIBLE_DB) > 0) & measured.t60_seconds.isfinite()
+    columns = (measured.t60_seconds, levels.band_db[..., 0] - stop_db)
+    seconds, range_db = (torch.where(is_told, column, np.nan).float() for column in columns)
+    return seconds, range_db
 
 
 def _levels(wave: np.ndarray, history_frames: int, hop: int) -> np.ndarray:

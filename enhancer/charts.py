@@ -23,6 +23,8 @@ OVERLAY_SECONDS = 0.025
 SPECTROGRAM_FLOOR_DB = -90.0
 SHOWN_BELOW_LOUDEST_DB = 90.0
 MOST_DIFFERENCE_DB = 40.0
+BASELINE = "linear filter"
+"""What a task calls the plain model that its own is judged beside."""
 SHOWN_BAND_DB = 50.0
 """Bands of a decay that begin further below the loudest one are not drawn."""
 
@@ -33,8 +35,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 class Line:
     """One curve. `x`, `y` and the edges `low`, `high` of a band around it: float [N]; NaN in `y` is a gap.
 
-    `tone` says what it stands for, which gives it its colour: `input`, `target`, or `0`, `1`, ... for one of several
-    estimates or runs. A `target` is drawn wide and pale, an `input` dashed.
+    `tone` says what it stands for, which gives it its colour: `input`, `target`, `baseline`, or `0`, `1`, ... for one
+    of several estimates or runs. A `target` is drawn wide and pale, an `input` dashed, a `baseline` dotted.
     """
 
     name: str
@@ -84,8 +86,8 @@ class Spectrograms:
 
 
 def waves_of_task(waves: Mapping[str, Tensor]) -> list[Wave]:
-    """The waves [T] of a task with their tones: the target, the estimate, and what the model hears."""
-    tones = {"target": "target", "estimate": "0"}
+    """The waves [T] of a task with their tones: the target, the estimate, a baseline, and what the model hears."""
+    tones = {"target": "target", "estimate": "0", BASELINE: "baseline"}
     return [Wave(name, tones.get(name, "input"), wave) for name, wave in waves.items()]
 
 

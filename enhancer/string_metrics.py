@@ -18,6 +18,7 @@ from enhancer.signal.decay import (
     audible_bands,
     end_dc,
     fit_decay,
+    holds_partial,
     octave_levels,
     octave_t60,
     period_gains_db,
@@ -29,6 +30,7 @@ from enhancer.signal.types import PerRow, WaveBatch
 AUDIBLE_DB = 50.0
 """Octave bands that begin further below the loudest one are not judged."""
 NOISE_MARGIN_DB = 10.0
+STEADY_SHARE, LEFT_OFF_SHARE = 0.2, 0.1
 LARGEST_ERROR = 10.0
 """Of a T60, relative: stands for all that is further off, such as a tone that never decays."""
 
@@ -43,6 +45,10 @@ SETTLE_BELOW_PEAK_DB = -60.0
 """`settles on a value other than zero`: DC at the end above both, the second relative to the target's peak."""
 BLOW_UP_DB = 20.0
 """`blows up`: NaN, infinite, or a peak this much above the target's."""
+
+BAND_LIMIT = 0.2
+"""T60 of every octave band of a note should be within this share of the recording's."""
+HELD_AGAINST = ("t60_error", "t60_worst_error", "level_error_db")
 
 NEVER = "never decays"
 FAST = "decays much too fast"
@@ -88,9 +94,12 @@ def string_metrics(
 
     Returns:
         t60_error, t60_worst_error: |T60 / T60 of the target - 1|, mean and worst of the octave bands that are judged:
-            that begin within AUDIBLE_DB of the loudest and whose target falls by 10 dB or more before it is
-            NOISE_MARGIN_DB above the noise. Both are fitted down to the same level. At most LARGEST_ERROR a band.
+            that hold a partial of f0, begin within AUDIBLE_DB of the loudest and whose target falls by 10 dB or
+            more before it is NOISE_MARGIN_DB above the noise. Both are fitted down to the same level. At most
+            LARGEST_ERROR a band.
         t60_bands: how many bands that were.
+        t60_unsteady_bands: of how many of them the target itself says no T60 to STEADY_SHARE: without the first or the
+            last tenth of what is fitted its T60 is another by more. They are judged all the same.
         t60_whole_error: likewise of all bands together, signed.
         f0_error_cents: of the estimate's f0 against the target's, both measured, absolute.
         end_dc_dbfs: of the last half second of the estimate.
@@ -113,6 +122,12 @@ def string_metrics(
 def named_failures(row: Mapping[str, Any]) -> list[str]:
     """What is wrong with a row of metrics, by name."""
     return [text for name, text in FAILURES.items() if row.get(name)]
+
+
+def beside_linear(own: Mapping[str, float], linear: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a plain linear filter that a model is held against, and by how much the model's own are below."""
+    beside = {f"linear_{name}": linear[name] for name in (*HELD_AGAINST, "num_failures")}
+    return beside | {f"{name}_below_linear": linear[name] - own[name] for name in HELD_AGAINST}
 
 
 def failures(estimate: Tensor, target: Tensor, rate_hz: int, f0_hz: float) -> list[str]:
@@ -175,7 +190,7 @@ def _row_metrics(
     flags["num_failures"] = float(len(named))
     if not bool(estimate.isfinite().all()):
         return dict.fromkeys(MEASURED, math.nan) | flags
-    values = decay_errors(estimate, target, rate_hz, noise_db)
+    values = decay_errors(estimate, target, rate_hz, f0_hz, noise_db)
     pitches = [estimate_f0(wave, rate_hz, near_hz=f0_hz) for wave in (estimate, target)]
     gains = period_gains_db(estimate[None], rate_hz, torch.tensor([f0_hz]))[0]
     values |= {
@@ -189,35 +204,46 @@ def _row_metrics(
 
 
 MEASURED = (
-    "t60_error", "t60_worst_error", "t60_bands", "t60_whole_error", "f0_error_cents", "end_dc_dbfs",
-    "energy_gain_db_per_period", "energy_gain_max_db", "level_error_db", "spectral_distance",
+    "t60_error", "t60_worst_error", "t60_bands", "t60_unsteady_bands", "t60_whole_error", "f0_error_cents",
+    "end_dc_dbfs", "energy_gain_db_per_period", "energy_gain_max_db", "level_error_db", "spectral_distance",
 )  # fmt: skip
 
 
 def decay_errors(
-    estimate: Tensor, target: Tensor, rate_hz: int, noise_db: PerBand | None = None
+    estimate: Tensor, target: Tensor, rate_hz: int, f0_hz: float, noise_db: PerBand | None = None
 ) -> dict[str, float]:
     """The T60 metrics and `level_error_db` of `string_metrics` for one row; waves [T], noise_db [1, bands]."""
     levels = octave_levels(torch.stack([estimate, target]), rate_hz)
     wanted, stop_db = octave_t60(_row(levels, 1), noise_db, NOISE_MARGIN_DB)
     is_judged = (audible_bands(_row(levels, 1), AUDIBLE_DB) > 0) & wanted.t60_seconds.isfinite()
+    is_judged &= holds_partial(torch.tensor([f0_hz]))
     bands = is_judged[0].nonzero()[:, 0].tolist()
-    errors, differences = [], []
+    errors, differences, unsteady = [], [], 0
     for band in bands:
         count = int(wanted.frames[0, band])
         own = fit_decay(levels.band_db[0, band, :count], levels.hop_seconds, stop_db[0, band], 2)
         t60 = float(own.t60_seconds)
         ratio = (0.0 if math.isnan(t60) else t60) / float(wanted.t60_seconds[0, band])
         errors.append(min(abs(ratio - 1), LARGEST_ERROR))
+        unsteady += not _is_steady(levels.band_db[1, band, :count], levels.hop_seconds)
         heard = torch.maximum(levels.band_db[:, band, :count], stop_db[0, band])
         differences.append(float((heard[0] - heard[1]).abs().mean()))
     return {
         "t60_error": sum(errors) / len(errors) if errors else math.nan,
         "t60_worst_error": max(errors, default=math.nan),
         "t60_bands": float(len(bands)),
+        "t60_unsteady_bands": float(unsteady),
         "t60_whole_error": _whole_error(levels.whole_db, levels.hop_seconds),
         "level_error_db": sum(differences) / len(differences) if differences else math.nan,
     }
+
+
+def _is_steady(level_db: Tensor, hop_seconds: float) -> bool:
+    """Whether T60 of levels [N] stays within STEADY_SHARE without the first or the last LEFT_OFF_SHARE of them."""
+    left_off = math.ceil(LEFT_OFF_SHARE * len(level_db))
+    slope = _slope(level_db, hop_seconds)
+    others = [_slope(part, hop_seconds) for part in (level_db[left_off:], level_db[:-left_off])]
+    return all(other < 0 and abs(slope / other - 1) <= STEADY_SHARE for other in others)
 
 
 def _whole_error(whole_db: Tensor, hop_seconds: float) -> float:

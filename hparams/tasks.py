@@ -320,6 +320,12 @@ class StringHParams:
             description="the network also hears how far the note has decayed and how fast, against its average"
         ),
     ] = True
+    has_two_stages: Annotated[
+        bool,
+        Field(
+            description="two bounded loops side by side: a part of each band that falls fast, and what rings on"
+        ),
+    ] = False
     history_seconds: Annotated[
         PositiveFloat,
         Field(
@@ -341,6 +347,14 @@ class StringHParams:
             description="windows are drawn evenly over the levels of a note, in dB, rather than over its time"
         ),
     ] = True
+    start_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the windows that begin with the note, as those that are judged do",
+        ),
+    ] = 0.0
     folds: Annotated[
         int, Field(ge=2, description="into how many parts the notes are split, evenly over instruments")
     ] = 5

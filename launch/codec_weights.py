@@ -24,7 +24,7 @@ def listening_constants(hp: HParams) -> dict[str, Tensor]:
 
     if not isinstance(hp.task, PitchHParams):
         return {}
-    constants = {}
+    constants: dict[str, Tensor] = {}
     if hp.task.codec_weights is not None:
         constants |= codec_constants(hp.task.codec_weights, hp.wav_rate)
     if hp.task.perceptual_weights is not None:

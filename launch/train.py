@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enhancer.engine.launcher import is_first_rank
+from enhancer.engine.ancestors import Ancestors
+from enhancer.engine.launcher import detect, is_first_rank
 from enhancer.engine.memory import keep_freed_memory
 from hparams.errors import UserError
 
@@ -32,6 +33,7 @@ EXIT_USER = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code."""
     options = parse(arguments)
+    ancestors = Ancestors.of(detect())
     from hparams.load import dump, preset_name
 
     try:
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         init_from=options.init_from,
         allow_data_change=options.allow_data_change,
         seconds_per_example=hp.example_seconds,
+        ancestors=ancestors,
         copies=RemoteFolder(hp.checkpoint_copy_url) if hp.checkpoint_copy_url else None,
     )
     return train(hp, session, open_task)

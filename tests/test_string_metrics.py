@@ -125,3 +125,25 @@ def test_rows_are_judged_alone():
     )
     assert both["never_decays"].tolist() == [0, 1]
     assert both["t60_error"][1].item() == pytest.approx(metrics(never())["t60_error"])
+
+
+def test_bands_below_the_string_are_not_judged(random):
+    """Rumble at 100 Hz that rings on below a note of 392 Hz."""
+    time = torch.arange(len(TARGET)) / RATE_HZ
+    high = note(2.0, 392.0)
+    rumble = 0.05 * torch.sin(2 * math.pi * 100 * time) * 10 ** (-3 * time / 3)
+    columns = string_metrics(high[None], (high + rumble)[None], RATE_HZ, torch.tensor([392.0]))
+    assert columns["t60_worst_error"].item() < 0.05
+    judged_as_low = string_metrics(high[None], (high + rumble)[None], RATE_HZ, torch.tensor([98.0]))
+    assert judged_as_low["t60_worst_error"].item() > 0.2
+    assert judged_as_low["t60_bands"].item() == columns["t60_bands"].item() + 1
+
+
+def test_a_band_whose_t60_hangs_on_the_stretch_is_counted_as_unsteady():
+    """A beat whose first minimum comes as the stretch ends: without its last tenth the band falls by far less."""
+    time = torch.arange(len(TARGET)) / RATE_HZ
+    fall = 10 ** (-3 * time / 20)
+    lone = 0.2 * torch.sin(2 * math.pi * F0_HZ * time) * fall
+    beating = lone + 0.18 * torch.sin(2 * math.pi * (F0_HZ + 0.13) * time) * fall
+    assert metrics(lone, lone)["t60_unsteady_bands"] == 0
+    assert metrics(beating, beating)["t60_unsteady_bands"] >= 1

@@ -212,20 +212,24 @@ class Checkpoints:
     ) -> State:
         """Put `checkpoint` into `backend`, the `average` and the random generators; the state to go on from.
 
-        Called by all ranks. At another world size every rank goes on with the generators of rank 0. No code
-        of the files is executed. Raises UserError where they are whole, but not those of this run's modules.
+        Called by all ranks. A rank that there was not when it was saved gets generators of its own, made from those of
+        rank 0. No code of the files is executed. Raises UserError where they are whole, but not those of this run's
+        modules.
         """
-        same_size = checkpoint.record.get("world_size") == distributed.world_size()
-        name = _RNG_FILE.format(rank=distributed.rank() if same_size else 0)
+        rank = distributed.rank()
+        own = checkpoint.folder / _RNG_FILE.format(rank=rank)
+        path = own if own.exists() else checkpoint.folder / _RNG_FILE.format(rank=0)
         try:
             backend.load(checkpoint.folder)
             if average is not None:
                 average.load(checkpoint.folder, checkpoint.state.step)
             if self.task_state:
                 _fill(self.task_state, read_state(checkpoint.folder / _TASK_FILE))
-            states = read_weights_file(checkpoint.folder / name)
+            states = read_weights_file(path)
             rng.restore(states)
             host_rng.restore(states)
+            if path != own:
+                rng.branch(rank)
         except UserError:
             raise
         except _OF_OTHER_MODULES as error:

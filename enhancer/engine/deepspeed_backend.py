@@ -21,6 +21,7 @@ from enhancer.engine.backend import STATE, WEIGHTS, ParamGroups
 from enhancer.engine.clipping import clip_by_norm, gradient_norm
 from enhancer.engine.deepspeed_machine import can_use_fused_adam
 from enhancer.engine.deepspeed_masters import Masters
+from enhancer.engine.deepspeed_partitions import parted_again
 from enhancer.engine.optimizers import make_optimizer, optimizer_groups, rate_shares
 from enhancer.engine.snapshot import Files, HostMemory
 from enhancer.engine.weights import read_state, read_weights_file
@@ -131,13 +132,7 @@ class DeepSpeedBackend:
     def load(self, folder: Path) -> None:
         """See Backend."""
         for name, engine in self._engines.items():
-            rank = distributed.rank() if self._hp.zero_stage else 0
-            path = folder / STATE.format(name=name, rank=rank)
-            if not path.exists():
-                raise UserError(
-                    f"{path} is missing: the checkpoint was saved at another world size or ZeRO stage"
-                )
-            state = read_state(path)
+            state = self._read_state(folder, name)
             self._load_weights(name, read_weights_file(folder / WEIGHTS.format(name=name)))
             # What holds code objects was left out on saving; the fresh engine's own are the same.
             optimizer = {**engine.optimizer.state_dict(), **state["optimizer"]}
@@ -150,6 +145,23 @@ class DeepSpeedBackend:
             else:
                 engine.optimizer.load_state_dict(optimizer)
             engine.lr_scheduler.load_state_dict(state["scheduler"])
+
+    def _read_state(self, folder: Path, name: str) -> dict[str, Any]:
+        """Optimiser and schedule of module `name` for this rank, also where another number of ranks has saved them."""
+        if not self._hp.zero_stage:
+            return read_state(folder / STATE.format(name=name, rank=0))
+        num_saved = len(list(folder.glob(STATE.format(name=name, rank="*"))))
+        paths = [folder / STATE.format(name=name, rank=rank) for rank in range(num_saved)]
+        if num_saved == distributed.world_size():
+            return read_state(paths[distributed.rank()])
+        if self.is_sharded or not num_saved:
+            raise UserError(
+                f"{folder} has optimiser states of {name} of {num_saved} ranks: it was saved at another world size or "
+                "ZeRO stage"
+            )
+        own = self._engines[name].optimizer.state_dict()
+        optimizer = parted_again((read_state(path)["optimizer"] for path in paths), own, distributed.rank())
+        return {**read_state(paths[0]), "optimizer": optimizer}
 
     def describe(self) -> dict[str, Any]:
         """See Backend."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 PARENT_VARIABLE = "WAVEWRIGHT_PARENT"
 """Set by a sweep for its members, and by who starts ranks without a launcher: its process id."""
@@ -53,6 +56,17 @@ def detect() -> Launch:
     if PARENT_VARIABLE in environment:
         return Launch("accelerate", 1, 1, has_threads, parent_pid=int(environment[PARENT_VARIABLE]))
     return Launch("accelerate", 1, 0, has_threads)
+
+
+def started_unix() -> float:
+    """When this process was started, to a hundredth of a second."""
+    import psutil
+
+    if sys.platform != "linux":
+        return psutil.Process().create_time()
+    # psutil counts from the start of the machine, which Linux tells in whole seconds.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def is_first_rank() -> bool:

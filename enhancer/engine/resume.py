@@ -62,10 +62,10 @@ def check_resume(
                 f"{name} was saved with {key} {record.get(key)}, this run has {describe[key]}; "
                 f"set {key} to {record.get(key)}, or take the weights into another run by --init-from"
             )
-    if record.get("zero_stage") and record.get("world_size") != describe["world_size"]:
+    if record.get("zero_stage") == 3 and record.get("world_size") != describe["world_size"]:
         raise UserError(
-            f"{name} was saved with ZeRO stage {record.get('zero_stage')} on {record.get('world_size')} ranks, which "
-            f"split the optimiser between them; this run has {describe['world_size']}. "
+            f"{name} was saved with ZeRO stage 3 on {record.get('world_size')} ranks, which "
+            f"split every weight between them; this run has {describe['world_size']}. "
             f"Start {record.get('world_size')} ranks, or take the weights into another run by --init-from"
         )
     if record.get("fingerprint") != fingerprint and not allow_data_change:

@@ -25,3 +25,8 @@ def restore(states: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
+
+
+def branch(number: int) -> None:
+    """Go on with generators that are a function of those of now and of `number`, and follow neither."""
+    torch.manual_seed(int(torch.randint(1 << 48, ())) + number)

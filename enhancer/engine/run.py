@@ -11,6 +11,7 @@ from typing import Any
 
 from enhancer.engine import atomic, distributed, folder_lock, records
 from enhancer.engine.folder_lock import FolderTakenError
+from enhancer.engine.launcher import started_unix
 from enhancer.engine.manifest import DamagedCheckpoint, committed, read_manifest
 from enhancer.engine.status import EXIT_CODES, STATUS, STOP, write_status
 from hparams.errors import UserError
@@ -112,11 +113,12 @@ def _prepare(
         folder.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(folder)
         try:
+            atomic.remove_debris(folder)
             if fetch is not None:
                 fetch(folder)
             changes = _write_hparams(folder, hp, world_size)
             # Here, where the other ranks still wait: they must not take the old file for a new request.
-            (folder / STOP).unlink(missing_ok=True)
+            _remove_old_request(folder / STOP)
             return lock, changes
         except BaseException:
             os.close(lock)
@@ -126,6 +128,12 @@ def _prepare(
             f"the run folder {folder} cannot be written ({error.strerror}); "
             "give another --run-dir or make it writable"
         ) from error
+
+
+def _remove_old_request(stop_file: Path) -> None:
+    """Remove a STOP file that is older than this process: a later one is for this start."""
+    if stop_file.exists() and stop_file.stat().st_mtime < started_unix():
+        stop_file.unlink(missing_ok=True)
 
 
 def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[Change] | None:

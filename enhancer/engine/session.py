@@ -38,6 +38,8 @@ from hparams.fields import flat_values
 from hparams.schema import HParams
 
 EXIT_FAILED, EXIT_USER = 1, 2
+# A signal that a rank's children have met reaches the rank, or its word about it the others, within this.
+SIGNAL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Options:
     allow_data_change: bool = False
     """Go on with other corpora than the checkpoint was trained on."""
     seconds_per_example: float = 0.0
+    ancestors: Ancestors | None = None
+    """The launcher's processes when this one began; None: as they are now."""
     copies: RemoteFolder | None = None
     """Where copies of the run are kept, and a run folder without checkpoints is filled from."""
 
@@ -73,7 +77,7 @@ OpenTask = Callable[[HParams, Place], tuple[Task, Stream]]
 def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
     """Train or go on training; the exit code. The user's mistakes are one text on rank 0's stderr."""
     launch = launcher.detect()
-    ancestors = Ancestors(launch.num_ancestors, launch.parent_pid, launch.num_in_session)
+    ancestors = options.ancestors or Ancestors.of(launch)
     backend_name = options.backend or launch.backend
     try:
         with meeting(launch.local_world_size, hp.hang_timeout_seconds, ancestors):
@@ -160,8 +164,8 @@ class _Session:
                 run.status("failed", run.step, str(error), exit_code=EXIT_USER)
                 raise
             except BaseException as error:
-                watch.leave_if_stopped()
                 watch.wait_for_cause()
+                watch.leave_if_stopped(SIGNAL_SECONDS)
                 if distributed.is_lost(error):
                     lost = distributed.lost(error, self.hp.comm_timeout_seconds)
                     run.status("failed", run.step, str(lost))
@@ -263,7 +267,7 @@ class _Session:
             return State()
         allow_data_change = self.options.allow_data_change
         check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
-        return checkpoints.restore(checkpoint, backend, average)
+        return distributed.together(lambda: checkpoints.restore(checkpoint, backend, average))
 
 
 def _wait_for_writes(

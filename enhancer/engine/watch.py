@@ -102,11 +102,15 @@ class Watch:
             self._stacks_folder.rmdir()
             self._stacks_folder.parent.rmdir()
 
-    def leave_if_stopped(self) -> None:
-        """End this process, and the others, where the run was asked to stop before its first step.
+    def leave_if_stopped(self, patience_seconds: float = 0.0) -> None:
+        """End this process, and the others, where the run is asked to stop before its first step, or will be soon.
 
-        For an error of that time: launchers tell everything that a rank has started, too, and a compiler then fails.
+        For an error of that time: launchers tell everything that a rank has started, too, and a compiler may then fail
+        before the rank has heard.
         """
+        deadline = time.monotonic() + patience_seconds
+        while self._pulse.phase in PREPARING and not self._stop.is_requested and time.monotonic() < deadline:
+            time.sleep(BEAT_SECONDS / 10)
         if self._is_stopped_early():
             self._end(self._stopped())
 

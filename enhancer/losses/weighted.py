@@ -69,7 +69,8 @@ class WeightedLoss:
         """The total, and of each term what it is and its share."""
         # Gradients are taken term by term at a copy of the estimate, so that one graph at a time is kept.
         heard = estimate.detach().requires_grad_()
-        raw, gradients = {}, []
+        raw: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
         for name in self.terms:
             term = self._term(name, heard, target, before)
             gradients += torch.autograd.grad(term, heard)

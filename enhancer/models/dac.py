@@ -142,11 +142,10 @@ class DacEncoder(nn.Module):
                 f"encoder blocks {wanted} are asked for; needed some of {list(range(len(self.block)))}, such as [0, 1]"
             )
         stages: list[tuple[nn.Module, bool]] = [(self.conv1, False)]
-        for number in range(wanted[-1] + 1):
-            block = self.block[number]
-            stages += [
-                (unit, number in wanted) for unit in (block.res_unit1, block.res_unit2, block.res_unit3)
-            ]
+        for number, block in enumerate(list(self.block)[: wanted[-1] + 1]):
+            assert isinstance(block, EncoderBlock)
+            units = (block.res_unit1, block.res_unit2, block.res_unit3)
+            stages += [(unit, number in wanted) for unit in units]
             if number < wanted[-1]:
                 stages.append((nn.Sequential(block.snake1, block.conv1), False))
         return stages

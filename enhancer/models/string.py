@@ -30,11 +30,13 @@ from enhancer.models.string_filter import (
     lagrange,
 )
 from enhancer.models.string_loop import Loop, generate, rollout
+from enhancer.models.string_stages import Stages, later_drop, slower, split_history
+from enhancer.models.string_tuning import tuned
 
 LARGEST_SHARE = 0.8
 """Of the loss at f0 that the filters take; the rest is lost at all frequencies alike, and the network's to modulate."""
 MIDDLE_HZ, MIDDLE_SECONDS = 220.0, 2.0
-LARGEST_CORRECTION, OF_MEASURED = 1.5, 0.05
+LARGEST_CORRECTION, OF_MEASURED = 1.5, 0.5
 """By which a loss is corrected, up to a factor of its exponential: a guessed decay, and one that was measured."""
 CORRECTION_UNITS = 16
 FAST_PERIODS, SLOW_PERIODS = 4.0, 32.0
@@ -56,6 +58,7 @@ class PluckedString(nn.Module):
         is_odd: -x makes -y, by construction.
         has_quarter_taps: it hears samples a quarter of a period ago.
         has_decay_state: it hears how far the note has decayed and how fast.
+        has_two_stages: two bounded loops side by side, for what falls fast at first and what rings on.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class PluckedString(nn.Module):
         is_odd: bool = True,
         has_quarter_taps: bool = False,
         has_decay_state: bool = True,
+        has_two_stages: bool = False,
     ) -> None:
         super().__init__()
         self.rate_hz, self.controls = rate_hz, tuple(controls)
@@ -91,6 +95,8 @@ class PluckedString(nn.Module):
             nn.init.zeros_(self.output.bias)
         if num_layers > 1:
             self.hidden = nn.Linear(hidden, hidden)
+        others = len([name for name in self.controls if name != "t60"])
+        self.stages = Stages(others) if has_two_stages and is_bounded else None
         if not is_bounded:
             self.taps = nn.Parameter(torch.zeros(7))
             self.recent = nn.Parameter(torch.zeros(3))
@@ -105,8 +111,12 @@ class PluckedString(nn.Module):
         position: PerRow,
         t60: Float[Tensor, "batch band"],
         decay_db: PerRow,
+        t60_range_db: Float[Tensor, "batch band"] | None = None,
+        time: PerRow | None = None,
     ) -> Float[Tensor, "batch sample"]:
         """What the string does after `history`, `num_samples` long, with nothing going in any more.
+
+        Without gradients, a bounded string that hears `t60` is tuned by trial runs until it has it (`string_tuning`).
 
         Args:
             history: two periods of each string or more.
@@ -116,13 +126,47 @@ class PluckedString(nn.Module):
             t60: seconds in the bands of OCTAVES_HZ; NaN where it is not known, but not in all bands of a row if it is
                 among the controls.
             decay_db: level of the history against that at the start of the note.
+            t60_range_db: how far each band had fallen where the line that `t60` is of ended; NaN or None: 60 dB.
+            time: seconds since the note began when the history begins; None: 0.
 
         Raises ValueError where a string is too high or its history too short.
         """
         self._check(history, f0_hz)
-        loop = self.loop(history, f0_hz, velocity, position, t60, decay_db)
+        controls = (f0_hz, velocity, position, t60, decay_db)
+        seconds = torch.zeros_like(f0_hz) if time is None else time
+
+        def ring(change: Tensor | None, count: int) -> Tensor:
+            return self._ring(history.float(), count, controls, seconds, change)
+
+        if torch.is_grad_enabled() or not (self.is_bounded and "t60" in self.controls):
+            return ring(None, num_samples)
+        return ring(tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db), num_samples)
+
+    def _ring(
+        self,
+        history: Tensor,
+        count: int,
+        controls: tuple[Tensor, ...],
+        seconds: Tensor,
+        change: Tensor | None,
+    ) -> Tensor:
         run = rollout if torch.is_grad_enabled() else generate
-        return run(loop, history.float(), num_samples)
+        f0_hz, velocity, position, t60, decay_db = controls
+        if self.stages is None:
+            return run(self.loop(history, f0_hz, velocity, position, t60, decay_db, change), history, count)
+        features = self._features(f0_hz, velocity, position, t60)
+        loss = self._loss_per_band(features, f0_hz, t60)
+        others = self._features(f0_hz, velocity, position, None)
+        drop, log_ratio = self.stages(others, f0_hz, loss)
+        own = slower(drop, log_ratio, loss, f0_hz)
+        change = own if change is None else own + change
+        drop = later_drop(drop, log_ratio, loss * change.exp(), f0_hz * seconds)
+        both = torch.cat(split_history(history, drop, f0_hz, self.sections))
+        twice = [torch.cat([each, each]) for each in (*controls, change)]
+        twice[5][len(history) :] += log_ratio
+        loop = self.loop(both, twice[0], twice[1], twice[2], twice[3], twice[4], twice[5])
+        waves = run(loop, both, count)
+        return waves[: len(history)] + waves[len(history) :]
 
     def loop(
         self,
@@ -132,15 +176,20 @@ class PluckedString(nn.Module):
         position: PerRow,
         t60: Float[Tensor, "batch band"],
         decay_db: PerRow,
+        change: Float[Tensor, "batch band"] | None = None,
     ) -> Loop:
-        """The loop of each row, as it begins after `history`."""
+        """The loop of each row, as it begins after `history`; losses are multiplied by exp(change) in each band."""
         features = self._features(f0_hz, velocity, position, t60)
         wanted = self._loss_per_band(features, f0_hz, t60)
-        delay, fir, nepers, base = self._filters(wanted, f0_hz)
+        if change is not None:
+            wanted = wanted * change.exp()
+        delay, fir, cut, base = self._filters(wanted, f0_hz)
         period = self.rate_hz / f0_hz.double()
         recent = fir.new_zeros(3)
         if not self.is_bounded:
-            fir, nepers, base = fir + self.taps.double(), torch.zeros_like(nepers), torch.zeros_like(base)
+            # Of the filters what delays is left.
+            cut = torch.cat([torch.zeros_like(cut[:, :-1]), cut[:, -1:]], 1)
+            fir, base = fir + self.taps.double(), torch.zeros_like(base)
             recent = self.recent
         at_f0 = at_frequencies(wanted, band_places(f0_hz), f0_hz[:, None])[:, 0]
         energy = history.double().square().mean(1) + 1e-20
@@ -157,7 +206,7 @@ class PluckedString(nn.Module):
         return Loop(
             fir=fir.float(),
             recent=recent.float(),
-            cut=-torch.expm1(-nepers).float(),
+            cut=cut.float(),
             loss=base.float(),
             **network,
             delay=delay,
@@ -197,15 +246,16 @@ class PluckedString(nn.Module):
             "b3": self.output.bias,
         }
 
-    def _features(self, f0_hz: Tensor, velocity: Tensor, position: Tensor, t60: Tensor) -> Tensor:
+    def _features(self, f0_hz: Tensor, velocity: Tensor, position: Tensor, t60: Tensor | None) -> Tensor:
+        """The controls as a network hears them; without those of `t60` where it is None."""
         columns = {
             "f0": 0.5 * torch.log2(f0_hz / MIDDLE_HZ)[:, None],
             "velocity": (2 * velocity.nan_to_num(0.5) - 1)[:, None],
             "position": (4 * (position.nan_to_num(0.25) - 0.25))[:, None],
         }
-        if "t60" in self.controls:
+        if t60 is not None and "t60" in self.controls:
             columns["t60"] = (filled(t60, f0_hz) / MIDDLE_SECONDS).log().clamp(-4, 4)
-        return torch.cat([columns[name].float() for name in self.controls], 1)
+        return torch.cat([columns[name].float() for name in self.controls if name in columns], 1)
 
     def _loss_per_band(self, features: Tensor, f0_hz: Tensor, t60: Tensor) -> Tensor:
         """Nepers per period that each octave band should lose, float64 [B, bands]."""
@@ -219,7 +269,7 @@ class PluckedString(nn.Module):
         return loss * correction.exp()
 
     def _filters(self, wanted: Tensor, f0_hz: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """delay [B], fir [B, 7], nepers [B, sections], base [B]: at f0 one period long and as lossy as wanted."""
+        """delay [B], fir [B, 7], cut [B, sections], base [B]: at f0 one period long and as lossy as wanted."""
         batch, own_hz = len(f0_hz), f0_hz.double()[:, None]
         places = band_places(f0_hz)
         grid = torch.tensor(FIT_HZ, dtype=torch.float64).clamp_max(0.48 * self.rate_hz).expand(batch, -1)
@@ -229,7 +279,7 @@ class PluckedString(nn.Module):
         weight[:, len(FIT_HZ) :] = 3.0
         on_grid, at_f0 = at_frequencies(wanted, places, grid), at_frequencies(wanted, places, own_hz)[:, 0]
         period = self.rate_hz / own_hz[:, 0]
-        offset = period - period.round()
+        _, offset, is_half = self.sections.split_delay(period, own_hz[:, 0])
         for _ in range(2):
             lost = fractional_loss(offset.detach(), grid, self.rate_hz)
             nepers, _ = self.sections.fit(on_grid, grid, weight, lost)
@@ -240,9 +290,8 @@ class PluckedString(nn.Module):
             nepers = torch.cat([nepers, at_dc], 1)
             base = (at_f0 - self.sections.loss(nepers, own_hz)[:, 0]).clamp_min(0)
             exact = period - self.sections.phase_delay(nepers, own_hz[:, 0])
-            delay = exact.detach().round()
-            offset = exact - delay
-        return delay.long(), lagrange(offset), nepers, base
+            delay, offset, is_half = self.sections.split_delay(exact, own_hz[:, 0])
+        return delay.long(), lagrange(offset), self.sections.cut(nepers, is_half), base
 
     def _check(self, history: Tensor, f0_hz: Tensor) -> None:
         highest, longest = float(f0_hz.max()), self.rate_hz / float(f0_hz.min())

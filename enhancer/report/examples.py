@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from enhancer.charts import Wave, moments, overlay_samples
+from enhancer.charts import BASELINE, Wave, moments, overlay_samples
 from enhancer.report.record import RunRecord, number
 
 EXCERPT_SECONDS = 5.0
 DECAY_SECONDS = 8.0
-_SOUND = re.compile(r"(\d+)_(\w+)\.wav")
+_SOUND = re.compile(r"(\d+)_([\w ]+)\.wav")
+_JUDGED = ("estimate", "target", BASELINE)
 
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """One item through one run. `waves`: [T] by the task's names: estimate, target, and what the model hears."""
+    """One item through one run.
+
+    `waves`: [T] by the task's names: estimate, target, what the model hears, and with some tasks a BASELINE.
+    """
 
     run: RunRecord
     item: int
@@ -34,7 +38,7 @@ class Heard:
     @property
     def input_name(self) -> str:
         """What the task calls that which the model hears."""
-        return next(name for name in self.waves if name not in ("estimate", "target"))
+        return next(name for name in self.waves if name not in _JUDGED)
 
 
 @dataclass(eq=False)
@@ -56,9 +60,9 @@ class Example:
         return both + self.estimates()
 
     def estimates(self) -> list[Wave]:
-        """The estimate of each run; with one run it is called just that."""
+        """The estimate of each run, with one run called just that, and what a plain model makes of it."""
         is_alone = len(self.heard) == 1
-        return [
+        found = [
             Wave(
                 "estimate" if is_alone else f"estimate of {each.run.name}",
                 each.run.tone,
@@ -66,6 +70,9 @@ class Example:
             )
             for each in self.heard
         ]
+        if BASELINE in self.first.waves:
+            found.append(Wave(BASELINE, "baseline", self.first.waves[BASELINE]))
+        return found
 
     def excerpt(self) -> tuple[int, int]:
         """First sample and length of what is played: all, or EXCERPT_SECONDS around the worst of the first run.
@@ -139,9 +146,9 @@ def from_samples(run: RunRecord, count: int) -> tuple[list[Heard], list[str]]:
 
 
 def is_whole(waves: dict[str, Tensor]) -> bool:
-    """Whether there are an estimate, a target and one input, of one channel and one length."""
+    """Whether there are an estimate, a target and one input, of one channel and one length; maybe a baseline."""
     shapes = {tuple(wave.shape) for wave in waves.values()}
-    names = set(waves)
+    names = set(waves) - {BASELINE}
     return (
         {"estimate", "target"} < names
         and len(names) == 3

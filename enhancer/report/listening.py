@@ -120,8 +120,8 @@ def _overlays(example: Example) -> Markup:
         )
 
     figures = [drawn("Loudest moment", _moment(example.first, "loudest", count), estimates)]
-    for each, estimate in zip(example.heard, estimates, strict=True):
-        whose = "" if len(estimates) == 1 else f" of {each.run.name}"
+    for each, estimate in zip(example.heard, estimates, strict=False):
+        whose = "" if len(example.heard) == 1 else f" of {each.run.name}"
         figures.append(drawn(f"Worst moment{whose}", _moment(each, "worst", count), [estimate]))
     return element("div", figures, class_="figures")
 

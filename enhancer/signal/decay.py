@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from enhancer.signal.stft import hann_window
@@ -137,6 +137,15 @@ def audible_bands(levels: Levels, below_loudest_db: float) -> Float[Tensor, "bat
     """1 for bands that begin at most `below_loudest_db` below the one that begins loudest, else 0."""
     first = levels.band_db[..., 0]
     return (first >= first.amax(-1, keepdim=True) - below_loudest_db).double()
+
+
+def holds_partial(f0_hz: PerRow) -> Bool[Tensor, "batch band"]:
+    """Which octave bands a harmonic tone of `f0_hz` [B] has a partial in: all others hold nothing of it."""
+    edges = torch.tensor([LOWEST_HZ, *(centre * 2**0.5 for centre in OCTAVE_CENTRES_HZ)], dtype=torch.float64)
+    f0 = f0_hz.double()[:, None]
+    # The first partial at or above the lower edge.
+    first = torch.ceil(edges[:-1].to(f0) / f0).clamp_min(1) * f0
+    return first < edges[1:].to(f0)
 
 
 def end_dc(wave: WaveBatch, rate_hz: int, seconds: float = 0.5) -> PerRow:

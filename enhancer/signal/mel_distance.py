@@ -60,7 +60,7 @@ def _log_mel(
 
 @lru_cache(maxsize=32)
 def _bands(rate_hz: int, window_samples: int, num_mels: int, device: torch.device) -> Tensor:
-    """Mel bands [F, M]; of the shortest windows some may hold no bin, and say nothing in estimate and target alike."""
+    """Mel bands [F, M]; at some rates one of a short window holds no bin, and says nothing on either side."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
         return mel_filterbank(rate_hz, window_samples, num_mels).to(device)

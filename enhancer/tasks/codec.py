@@ -119,10 +119,9 @@ class CodecTask:
         return [{name: column[row] for name, column in values.items()} for row in range(len(target))]
 
     def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the codec hears and gives back of each row, [B, T] each."""
+        """What the codec hears and gives back of each row, [B, T] each; what it hears is the target."""
         target = foreground_at_level(batch)
-        # A report wants what was heard beside what is wanted, which of a codec are the same.
-        return {"heard": target, "estimate": modules[self.main_module](target), "target": target}
+        return {"recording": target, "estimate": modules[self.main_module](target), "target": target}
 
     def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
         """Sounds and spectrograms of the first rows, the other pictures of the first."""

@@ -22,6 +22,7 @@ from enhancer.charts import (
 _STYLES: dict[str, dict[str, Any]] = {
     "target": {"linewidth": 3.5, "alpha": 0.45, "color": "tab:blue"},
     "input": {"linewidth": 1.0, "linestyle": "--", "color": "tab:gray"},
+    "baseline": {"linewidth": 1.0, "linestyle": ":", "color": "black"},
 }
 
 

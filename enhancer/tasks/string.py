@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enhancer.charts import BASELINE
 from enhancer.losses.stft import MultiResolutionStft
 from enhancer.losses.string import DecayCurve, energy_gain, relative_l1, relative_mse
 from enhancer.losses.weighted import WeightedLoss
 from enhancer.models.string import PluckedString
 from enhancer.models.string_filter import OCTAVES_HZ
-from enhancer.string_metrics import string_metrics
+from enhancer.string_metrics import beside_linear, string_metrics
 from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import HParams
 from hparams.tasks import StringHParams
 
-CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db")
+CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db", "t60_range_db", "time")
 """Columns of a batch that the model takes beside the history."""
 
 
@@ -50,18 +51,31 @@ class StringTask:
 
     def build(self) -> dict[str, nn.Module]:
         """A fresh string."""
+        return {
+            self.main_module: self._string(
+                self.own.num_layers, self.own.has_two_stages, self.own.loop == "bounded"
+            )
+        }
+
+    def _string(self, num_layers: int, has_two_stages: bool, is_bounded: bool) -> PluckedString:
         own = self.own
-        model = PluckedString(
+        return PluckedString(
             rate_hz=self.hp.wav_rate,
             controls=own.controls,
-            num_layers=own.num_layers,
+            num_layers=num_layers,
             hidden_size=own.hidden_size,
-            is_bounded=own.loop == "bounded",
+            is_bounded=is_bounded,
             is_odd=own.symmetry == "odd",
             has_quarter_taps=own.has_quarter_taps,
             has_decay_state=own.has_decay_state,
+            has_two_stages=has_two_stages,
         )
-        return {self.main_module: model}
+
+    def plain(self, device: torch.device) -> PluckedString:
+        """The plain linear filter that is told the same of a note and has learned nothing."""
+        # Built when it is needed, without taking random numbers from training.
+        with torch.random.fork_rng(devices=[]):
+            return self._string(0, has_two_stages=False, is_bounded=True).to(device).eval()
 
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
@@ -103,23 +117,34 @@ class StringTask:
     def evaluate(
         self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
     ) -> list[dict[str, float]]:
-        """`string_metrics` of each row, which runs on its own from the end of the attack on."""
-        estimate, target = self._estimate(modules, batch)
+        """`string_metrics` of each row, which runs on its own from the end of the attack on, beside the plain filter's.
+
+        `linear_...` are those of the plain linear filter on the same row, `..._below_linear` what its errors are more.
+        """
+        rows = self.judged(modules[self.main_module], batch)
+        plain = self.judged(self.plain(batch["note"].device), batch)
+        return [{**own, **beside_linear(own, other)} for own, other in zip(rows, plain, strict=True)]
+
+    def judged(self, module: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, float]]:
+        """`string_metrics` of what `module` makes of each row."""
+        estimate, target = self._estimate(module, batch)
         columns = string_metrics(estimate, target, self.hp.wav_rate, batch["f0_hz"], batch.get("noise_db"))
         values = {name: column.tolist() for name, column in columns.items()}
         return [{name: column[row] for name, column in values.items()} for row in range(len(estimate))]
 
     def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The history and what comes of it, `estimate`, beside the note itself, `target`, [B, T] each.
+        """`history`, `estimate`, `target` and what the plain linear filter makes of the same history, [B, T] each.
 
-        `history` is what the model heard, silent where it runs on its own.
+        `history` is what the model heard, silent where it runs on its own; all others begin with it.
         """
-        estimate, target = self._estimate(modules, batch)
+        estimate, target = self._estimate(modules[self.main_module], batch)
+        plain, _ = self._estimate(self.plain(batch["note"].device), batch)
         heard = batch["note"][:, : self.history_samples]
         return {
             "history": torch.cat([heard, torch.zeros_like(target)], 1),
             "estimate": torch.cat([heard, estimate], 1),
             "target": torch.cat([heard, target], 1),
+            BASELINE: torch.cat([heard, plain], 1),
         }
 
     def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:
@@ -129,11 +154,9 @@ class StringTask:
         show_sounds(media, 0, first, self.hp.wav_rate)
         show_charts(media, 0, first, self.hp.wav_rate)
 
-    def _estimate(
-        self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _estimate(self, module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Estimate and target after the history, [B, T - history]."""
         history = batch["note"][:, : self.history_samples]
         target = batch["note"][:, self.history_samples :]
         controls = (batch[name] for name in CONTROLS)
-        return modules[self.main_module](history, target.shape[-1], *controls), target
+        return module(history, target.shape[-1], *controls), target

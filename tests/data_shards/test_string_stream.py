@@ -12,6 +12,7 @@ from data_shards.note_options import StringOptions
 from data_shards.string_notes import build_string_corpus
 from data_shards.string_stream import open_string_stream, split_notes
 from data_shards.synthetic_string import KarplusString
+from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60
 from hparams.load import load
 from launch.common import open_data
 
@@ -118,6 +119,41 @@ def test_validation_is_the_note_from_its_attack_on_shared_by_the_ranks(folder):
     assert torch.equal(first["note"][0], torch.from_numpy(note.wave[: first["note"].shape[1]]))
     assert first["time"].item() == first["decay_db"].item() == 0
     assert streams[0].item_sources(0) == {"note": note.source}
+
+
+def test_the_t60_of_a_row_is_that_of_the_stretch_that_is_judged(folder):
+    """Two stages: over its first second a note falls faster than over all of it."""
+    stream = open_string_stream(hparams(folder, "task.valid_seconds=1.0"))
+    row = stream.validation_row(0)
+    levels = octave_levels(row["note"][:, 800:], RATE_HZ)
+    found = octave_t60(levels, row["noise_db"])[0].t60_seconds.float()
+    known = ~row["t60"].isnan()
+    assert int(known.sum()) >= 3
+    torch.testing.assert_close(row["t60"][known], found[known])
+    whole = stream.valid[0].take.t60_seconds
+    assert any(
+        row["t60"][0, band] < 0.9 * whole[f"{centre:g}"]
+        for band, centre in enumerate(OCTAVE_CENTRES_HZ)
+        if f"{centre:g}" in whole and known[0, band]
+    )
+    assert bool((row["t60_range_db"][known] >= 10).all()) and bool((row["t60_range_db"][known] <= 60).all())
+    assert row["t60_range_db"][~known].isnan().all()
+
+
+def test_a_stretch_too_short_to_be_measured_has_the_t60_of_the_whole_note(folder):
+    stream = open_string_stream(hparams(folder, "task.valid_seconds=0.2"))
+    row, take = stream.validation_row(0), stream.valid[0].take
+    for band, centre in enumerate(OCTAVE_CENTRES_HZ):
+        if f"{centre:g}" in take.t60_seconds:
+            assert row["t60"][0, band].item() == pytest.approx(take.t60_seconds[f"{centre:g}"])
+    assert row["t60_range_db"].isnan().all()
+
+
+def test_a_share_of_the_windows_begins_with_the_note(folder):
+    for share, low, high in ((0.0, 0, 20), (0.5, 160, 240), (1.0, 400, 400)):
+        stream = open_string_stream(hparams(folder, f"task.start_share={share}"))
+        starts = [stream.place(draw)[1] for draw in range(400)]
+        assert low <= starts.count(0) <= high, share
 
 
 def test_numbers_are_split_into_folds_by_sorted_name():

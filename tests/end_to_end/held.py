@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toy import ToyStream, ToyTask, toy_hparams
 
 from enhancer.engine import checkpoint
+from enhancer.engine.ancestors import Ancestors
+from enhancer.engine.launcher import detect
 from enhancer.engine.session import Options, Place, leave, train
 from enhancer.engine.task import Batch, Modules, Update
 from hparams.schema import HParams
@@ -128,8 +130,9 @@ def main() -> int:
     checkpoint._write = slow_write
     if held.moment == "cut off while saving" and os.environ.get("RANK") == "1":
         checkpoint.Checkpoints.finish_together = lambda self: time.sleep(FOREVER)
+    ancestors = Ancestors.of(detect())
     held.at("start", 2.0)
-    return train(toy_hparams(*options.set), Options(options.run), open_task)
+    return train(toy_hparams(*options.set), Options(options.run, ancestors=ancestors), open_task)
 
 
 if __name__ == "__main__":

@@ -140,4 +140,5 @@ def test_it_is_judged_applied_and_shown(runs: dict[str, Path], corpus: Path, tmp
     page = tmp_path / "report.html"
     shown = run_command(PYTHON, "launch/report.py", str(run), "--output", str(page))
     assert shown.returncode == 0, shown.stderr
-    assert "mel_distance" in page.read_text() or "mel distance" in page.read_text()
+    text = page.read_text()
+    assert "Mel distance improvement" in text and "SI-SDR at 1 (dB)" in text and "recording" in text

@@ -26,8 +26,10 @@ def test_the_same_run_may_go_on():
     check_resume(checkpoint_of(), NOW, "corpora-1")
 
 
-def test_another_world_size_may_go_on_without_zero():
-    check_resume(checkpoint_of(), {**NOW, "world_size": 4}, "corpora-1")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_another_world_size_may_go_on_where_weights_are_whole(zero_stage):
+    recorded = checkpoint_of(zero_stage=zero_stage, world_size=2)
+    check_resume(recorded, {**NOW, "zero_stage": zero_stage, "world_size": 4}, "corpora-1")
 
 
 def test_other_data_may_be_allowed():
@@ -45,7 +47,7 @@ def test_other_data_may_be_allowed():
         ),
         ({}, {"zero_stage": 1}, "corpora-1", "zero_stage 0, this run has 1; set zero_stage to 0"),
         ({}, {"precision": "bf16"}, "corpora-1", "set precision to fp32"),
-        ({"zero_stage": 1, "world_size": 2}, {"zero_stage": 1}, "corpora-1", "on 2 ranks.*Start 2 ranks"),
+        ({"zero_stage": 3, "world_size": 2}, {"zero_stage": 3}, "corpora-1", "on 2 ranks.*Start 2 ranks"),
         ({}, {}, "corpora-2", "fingerprint corpora-1.*corpora-2.*--allow-data-change"),
     ],
 )

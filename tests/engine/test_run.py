@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_backend import TinyBackend, checkpoints_in, state_at
 
@@ -155,11 +156,25 @@ def test_other_ranks_write_no_status(tmp_path, monkeypatch):
 def test_the_stop_file_of_the_last_run_is_gone_but_not_that_of_a_run_refused(tmp_path):
     reopened(tmp_path, HParams())
     (tmp_path / "STOP").touch()
+    os.utime(tmp_path / "STOP", (0, psutil.Process().create_time() - 2))
     with pytest.raises(UserError):
         Run.open(tmp_path, load("base", ["seed=1"]))
     assert (tmp_path / "STOP").exists()
     reopened(tmp_path, HParams())
     assert not (tmp_path / "STOP").exists()
+
+
+def test_a_stop_file_that_came_while_this_process_started_is_heard(tmp_path):
+    (tmp_path / "STOP").touch()
+    reopened(tmp_path, HParams())
+    assert (tmp_path / "STOP").exists()
+
+
+def test_what_dead_writers_left_in_the_folder_is_removed(tmp_path):
+    for name in (".status.json.tmp-77-0", ".hparams.yaml.tmp-77-1", ".metrics.jsonl.tmp-77-2"):
+        (tmp_path / name).write_text("half a fi")
+    reopened(tmp_path, HParams())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "hparams.yaml"]
 
 
 def test_checkpoints_without_their_hparams_are_no_fresh_run(tmp_path):

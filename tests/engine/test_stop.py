@@ -120,6 +120,30 @@ def test_who_inherits_an_orphan_is_no_launcher(tmp_path):
         assert heard.read_text() == expected
 
 
+def test_the_first_process_of_the_machine_is_no_torchrun(tmp_path):
+    """Ranks of torchrun have sessions of their own; one that is an orphan by the time it looks must see that too."""
+    rank = (
+        "import os, sys, time; from pathlib import Path; from enhancer.engine.ancestors import Ancestors\n"
+        "Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\n"
+        "while not Path(sys.argv[1], 'go').exists(): time.sleep(0.05)\n"
+        "Path(sys.argv[1], 'heard').write_text(f'{os.getppid()} {Ancestors(1).are_gone()}')\n"
+    )
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
+    launcher = subprocess.Popen([sys.executable, "-c", start, rank, str(tmp_path)])
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text(), 30, "the rank")
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: psutil.Process(int(pid.read_text())).ppid() != launcher.pid, 10, "another parent")
+    (tmp_path / "go").touch()
+    heard = tmp_path / "heard"
+    wait_until(lambda: heard.exists() and heard.read_text(), 30, "the rank to look")
+    parent, are_gone = heard.read_text().split()
+    if parent != "1":
+        pytest.skip(f"on this machine orphans are given to process {parent}")
+    assert are_gone == "True"
+
+
 def test_ranks_that_somebody_starts_by_hand_have_no_launcher_to_lose_but_him(monkeypatch):
     for name in ("RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"):
         monkeypatch.setenv(name, "1")

@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,8 @@ def toy_hparams(*values: str) -> HParams:
     return load("base", [*TOY_VALUES, *values])
 
 
-def main() -> int:
-    """A session of the toy task under whatever launcher there is."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """A session of the toy task under whatever launcher there is; the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--set", action="append", default=[])
@@ -201,7 +201,7 @@ def main() -> int:
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--local_rank", type=int)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     def open_task(hp: HParams, place: Place) -> tuple[ToyTask, ToyStream]:
         stream = ToyStream(

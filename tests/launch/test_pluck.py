@@ -138,6 +138,8 @@ def test_a_string_is_judged_with_its_failures_and_hardest_notes(runs, tmp_path, 
     output = capsys.readouterr().out
     assert "no failure on 3 notes" in output or "failure: " in output
     assert "from the least to the most, quartiles and 95 %" in output
+    for whose in ("the model", "the plain linear filter"):
+        assert f"of 3 notes by {whose}" in output
     record = json.loads((tmp_path / "out.json").read_text())
     assert {item["sources"]["note"] for item in record["items"]} == {"a2_f.wav", "e3_f.wav", "c4_f.wav"}
     assert all(isinstance(item["failures"], list) for item in record["items"])
@@ -158,3 +160,21 @@ def test_notes_with_failures_are_the_hardest_and_unknown_errors_too(capsys):
     assert f"failure: {NEVER}: 1 of 4 notes: endless" in output
     assert f"failure: {FAST}: 1 of 4 notes: gone" in output
     assert "error from the least to the most, quartiles and 95 %: 0.1, 0.15, 0.2, 0.25, 0.29, 0.3" in output
+
+
+def test_notes_with_all_bands_within_the_limit_are_counted_beside_the_plain_filters(capsys):
+    rows = [
+        {
+            "error": 0.1,
+            "t60_worst_error": own,
+            "num_failures": 0.0,
+            "linear_t60_worst_error": plain,
+            "linear_num_failures": 0.0,
+        }
+        for own, plain in ((0.19, 0.1), (0.21, 0.2), (0.05, float("nan")), (0.0, 0.3))
+    ]
+    rows[3]["num_failures"] = 1.0
+    print_string_rows(rows, ["a", "b", "c", "d"], "error")
+    output = capsys.readouterr().out
+    assert "within 20 %, no failure: 2 of 4 notes by the model" in output
+    assert "within 20 %, no failure: 2 of 4 notes by the plain linear filter" in output

@@ -144,7 +144,9 @@ def test_whatever_its_weights_a_bounded_string_never_gains(gain: float, seed: in
     history = history_of(gain=gain, seed=seed)
     with torch.no_grad():
         loop = model.loop(history, *controls(300.0))
-        assert float(loop.loss.min()) >= 0 and float(loop.cut.min()) >= 0 and float(loop.cut.max()) <= 1
+        shares, half = loop.cut[:, :-1], loop.cut[:, -1]
+        assert float(loop.loss.min()) >= 0 and float(shares.min()) >= 0 and float(shares.max()) <= 1
+        assert bool(((half == 0) | (half == 2)).all())
         delay = int(loop.delay)
         start = history[:, -delay - 4 :]
         wave = generate(loop, start, 13_230)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from enhancer.signal.decay import (
     OCTAVE_CENTRES_HZ,
     end_dc,
     fit_decay,
+    holds_partial,
     octave_levels,
     octave_t60,
     period_gains_db,
@@ -115,3 +117,11 @@ def test_a_karplus_strong_tone_decays_as_its_loop_says():
     assert decay.t60_seconds[0, OCTAVE_CENTRES_HZ.index(500)].item() == pytest.approx(
         string.t60_at(440), rel=0.02
     )
+
+
+def test_bands_without_a_partial_are_told_by_counting_partials(random):
+    edges = [20.0, *(centre * math.sqrt(2) for centre in OCTAVE_CENTRES_HZ)]
+    for f0 in (30 * 2 ** (7 * torch.rand(50, generator=random))).tolist():
+        partials = f0 * np.arange(1, 2000)
+        wanted = [bool(((partials >= low) & (partials < high)).any()) for low, high in pairwise(edges)]
+        assert holds_partial(torch.tensor([f0]))[0].tolist() == wanted, f0

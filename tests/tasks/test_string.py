@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from enhancer.signal.decay import octave_levels, octave_t60
 from enhancer.tasks.string import StringTask
 from hparams.load import load
 
@@ -35,6 +36,7 @@ def batch_of(rows: int = 2, seconds: float = 0.25, first_draw: int = 0) -> dict[
         "t60": torch.full((rows, 9), 2.0),
         "time": torch.zeros(rows),
         "decay_db": torch.zeros(rows),
+        "t60_range_db": torch.full((rows, 9), math.nan),
     }
 
 
@@ -122,3 +124,42 @@ def test_evaluation_names_failures_and_waves_begin_with_what_was_heard() -> None
     assert found["never_decays"] == 1 and found["num_failures"] == 1
     assert torch.equal(waves["target"], batch["note"])
     assert torch.equal(waves["estimate"][:, :2205], batch["note"][:, :2205])
+
+
+def test_a_string_is_judged_beside_the_plain_linear_filter() -> None:
+    """One without hidden layers that has learned nothing is that filter; judging takes no random numbers."""
+    task = task_of("task.num_layers=0")
+    module, batch = task.build()["string"].eval(), batch_of(1, seconds=1.5)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        found = task.evaluate({"string": module}, batch)[0]
+        waves = task.waves({"string": module}, batch)
+    assert torch.equal(before, torch.get_rng_state())
+    for name in ("t60_error", "t60_worst_error", "level_error_db"):
+        assert found[f"linear_{name}"] == found[name]
+        assert found[f"{name}_below_linear"] == 0
+    assert torch.equal(waves["linear filter"], waves["estimate"])
+    # Beside a free loop, which needs no training to fail, it is the same.
+    free = task_of("task.num_layers=0", "task.loop=free")
+    with torch.no_grad():
+        beside = free.evaluate({"string": free.build()["string"].eval()}, batch)[0]
+    assert beside["linear_level_error_db"] == found["level_error_db"]
+
+
+def test_two_stages_learn_what_a_linear_filter_cannot_do() -> None:
+    """Tones that fall by 20 dB within 0.2 s and then ring on: the levels come nearer, T60 stays as told."""
+    time = torch.arange(round(1.5 * RATE_HZ)) / RATE_HZ
+    stages = 0.9 * 10 ** (-3 * time / 0.5) + 0.1 * 10 ** (-3 * time / 6.0)
+    batch = batch_of(seconds=1.5)
+    batch["note"] = batch["note"] * 10 ** (3 * time) * stages
+    levels = octave_levels(batch["note"][:, 2205:], RATE_HZ)
+    batch["t60"] = octave_t60(levels)[0].t60_seconds.float()
+    task = task_of("task.num_layers=0", "task.has_two_stages=true")
+    torch.manual_seed(0)
+    module = task.build()["string"]
+    trained(task, module, batch, 15, 0.1)
+    with torch.no_grad():
+        rows = task.evaluate({"string": module.eval()}, batch)
+    for row in rows:
+        assert row["level_error_db"] < 0.7 * row["linear_level_error_db"], row
+        assert row["t60_worst_error"] < 0.1 and row["num_failures"] == 0, row
