@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -131,9 +132,18 @@ def _prepare(
 
 
 def _remove_old_request(stop_file: Path) -> None:
-    """Remove a STOP file that is older than this process: a later one is for this start."""
-    if stop_file.exists() and stop_file.stat().st_mtime < started_unix():
-        stop_file.unlink(missing_ok=True)
+    """Remove a STOP file that is older than this process: a later one is for this start.
+
+    It is put aside first, since it may be written anew between a look at it and its removal.
+    """
+    aside = stop_file.with_name(atomic.temporary_name(STOP))
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(stop_file, aside)
+        is_old = aside.stat().st_mtime < started_unix()
+        if is_old:
+            aside.unlink()
+        else:
+            os.replace(aside, stop_file)
 
 
 def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[Change] | None:

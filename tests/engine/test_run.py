@@ -170,6 +170,22 @@ def test_a_stop_file_that_came_while_this_process_started_is_heard(tmp_path):
     assert (tmp_path / "STOP").exists()
 
 
+def test_a_stop_file_written_anew_while_the_old_one_is_judged_is_heard(tmp_path, monkeypatch):
+    reopened(tmp_path, HParams())
+    stop = tmp_path / "STOP"
+    stop.touch()
+    os.utime(stop, (0, 0))
+
+    def started_unix() -> float:
+        stop.touch()
+        return psutil.Process().create_time()
+
+    monkeypatch.setattr("enhancer.engine.run.started_unix", started_unix)
+    reopened(tmp_path, HParams())
+    assert stop.exists() and stop.stat().st_mtime > psutil.Process().create_time()
+    assert not list(tmp_path.glob(".*.tmp-*"))
+
+
 def test_what_dead_writers_left_in_the_folder_is_removed(tmp_path):
     for name in (".status.json.tmp-77-0", ".hparams.yaml.tmp-77-1", ".metrics.jsonl.tmp-77-2"):
         (tmp_path / name).write_text("half a fi")

@@ -24,6 +24,7 @@ FINISH_SECONDS = 150.0
 DISK = "size=8m"
 SECOND_FAULT = 0.25
 DENOISE_SHARE = 0.02
+BEFORE_TRAINING = "before training"
 _FINISHED = ("finished", 0)
 
 
@@ -97,11 +98,11 @@ def _break(runs: Runs, case: Case, run: Path, fault: Fault, choose: random.Rando
     report.story.append(live.text)
     ending = _judge_ending(run, fault, live, before, had_begun, report)
     report.endings.append(ending)
+    # Before training the records are still those of the start before, whose checkpoints a fault may have damaged since.
     told = [record["step"] for record in steps_of(run) if record.get("name") == "saved"]
-    if told and newest_whole(run) < max(told):
-        report.problems.append(
-            f"step {max(told)} was told to be saved, {newest_whole(run)} is the newest whole one"
-        )
+    expected = steps_before if ending == BEFORE_TRAINING else max(told, default=0)
+    if newest_whole(run) < expected:
+        report.problems.append(f"step {expected} was saved, {newest_whole(run)} is the newest whole one")
     if fault.damage is not None:
         report.story.append(fault.damage(run, choose))
 
@@ -115,7 +116,7 @@ def _judge_ending(run: Path, fault: Fault, live: Live, before: str, had_begun: b
         bad = [code for code in codes.values() if code == 0 and live.start.launcher is None]
         if had_begun or bad:
             report.problems.append(f"no status was written, exit codes {codes}")
-        return "before training"
+        return BEFORE_TRAINING
     status: dict[str, Any] = json.loads(text)
     ending = (status["state"], status["exit_code"])
     allowed = (*fault.endings, _FINISHED)
