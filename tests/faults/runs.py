@@ -189,7 +189,7 @@ def differences(run: Path, whole: Path, max_steps: int) -> list[str]:
     last = f"checkpoints/step-{max_steps:07d}"
     ours, theirs = (json.loads((folder / last / "manifest.json").read_text()) for folder in (run, whole))
     expected = theirs["state"]
-    if _was_last_evaluation_cut(run, max_steps):
+    if _was_stopped_at_the_end(run, max_steps):
         # The checkpoint of the stop stands as it is: evaluated again, the run has only its pointers to move.
         expected = {**expected, **{name: ours["state"][name] for name in _EVALUATION_COUNTERS}}
         names = [(folder / "checkpoints" / "BEST").read_text() for folder in (run, whole)]
@@ -214,10 +214,10 @@ def differences(run: Path, whole: Path, max_steps: int) -> list[str]:
     return found
 
 
-def _was_last_evaluation_cut(run: Path, max_steps: int) -> bool:
-    """Whether a stop cut the evaluation of the last step short, after which that step was saved."""
+def _was_stopped_at_the_end(run: Path, max_steps: int) -> bool:
+    """Whether a stop came after the last step and before its evaluation was done: the last start went on from there."""
     return any(
-        record["kind"] == "event" and record["name"] == "evaluation_abandoned" and record["step"] == max_steps
+        record["kind"] == "event" and record["name"] == "resumed" and record["step"] == max_steps
         for record in steps_of(run)
     )
 
