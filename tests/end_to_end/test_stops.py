@@ -152,7 +152,10 @@ def check_end(launcher: str, moment: str, request: str, run: Path, text: str) ->
     saved = committed(run / "checkpoints")
     for _, folder in saved:
         verify(folder)
-    if moment in BEFORE_TRAINING:
+    if moment == "start" and expected[0] == "preempted":
+        # Nothing holds the ranks there: on a busy machine they have taken steps before the request is heard.
+        assert found["step"] == (saved[0][0] if saved else 0), text
+    elif moment in BEFORE_TRAINING:
         assert found["step"] == 0 and not saved
     elif expected[0] == "preempted":
         assert found["step"] > 0 and saved[0][0] == found["step"], text

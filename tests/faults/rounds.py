@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.kinds import FAULTS, Fault, Live, empty_disk, wait_for_moment
-from tests.faults.processes import END_SECONDS
+from tests.faults.processes import END_SECONDS, Start
 from tests.faults.runs import Case, Runs, checkpoint_folders, differences, is_whole, newest_whole, steps_of
 
 FINISH_SECONDS = 150.0
@@ -87,6 +87,8 @@ def _break(runs: Runs, case: Case, run: Path, fault: Fault, choose: random.Rando
     live = Live(start, run, choose)
     moment = choose.choice(fault.moments)
     try:
+        if moment != "start":
+            _wait_for_training(run, before, start)  # Records of steps may be those of the start before.
         wait_for_moment(moment, live, case.max_steps, steps_before)
         had_begun = _status_text(run) != before
         fault.strike(live)
@@ -105,6 +107,13 @@ def _break(runs: Runs, case: Case, run: Path, fault: Fault, choose: random.Rando
         report.problems.append(f"step {expected} was saved, {newest_whole(run)} is the newest whole one")
     if fault.damage is not None:
         report.story.append(fault.damage(run, choose))
+
+
+def _wait_for_training(run: Path, before: str, start: Start) -> None:
+    """Return when `status.json` is another than `before`, or nothing is left of the start, or a minute is over."""
+    deadline = time.monotonic() + 60
+    while _status_text(run) == before and start.has_children() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _judge_ending(run: Path, fault: Fault, live: Live, before: str, had_begun: bool, report: Report) -> str:
