@@ -140,7 +140,9 @@ def test_a_run_ends_as_it_should_whenever_and_however_it_is_told(tmp_path, launc
     check_end(launcher, moment, request_, run, text)
     if request_ == "STOP file" and launcher == "deepspeed":
         assert process.returncode == 75, text
-    assert not list(run.rglob("lock")), "a build's lock would stop the next start"
+    # Either rank may build; killed, it leaves its lock, which the next start names.
+    if request_ != "death of a rank":
+        assert not list(run.rglob("lock")), "a build's lock would stop the next start"
 
 
 def check_end(launcher: str, moment: str, request: str, run: Path, text: str) -> None:
