@@ -1,4 +1,6 @@
-"""A sweep: one preset at every point of a grid of values, with several seeds each. Its YAML file is read strictly.
+"""A sweep: one preset at every point of a grid of values, or in several variants, with several seeds each.
+
+Its YAML file is read strictly.
 
 preset: pedal_lstm                # a preset, or the path of a YAML or JSON file, relative to this one
 grid:
@@ -7,15 +9,19 @@ seeds: [0, 1, 2]
 set:                              # values that all members share
   max_steps: 2000
 metric: esr                       # what the table compares; the task's best metric when not given
+
+In place of the grid:
+
+variants:                         # names without dots, and what differs from preset and `set`
+  base: {}
+  small and fast: {task.hidden_size: 8, max_lr: 1e-2}
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,31 +31,22 @@ from typing import Any
 from hparams.errors import UserError
 from hparams.load import PRESETS_DIR, Override, is_path, preset_names
 from hparams.source import Located, parse_override, read_file
+from hparams.sweep_settings import (
+    MOST_MEMBERS,
+    NEEDED,
+    SEED,
+    Setting,
+    as_yaml,
+    is_number,
+    plain,
+    read_settings,
+)
 
 SWEEPS_DIR = PRESETS_DIR / "sweeps"
-KEYS = ("preset", "grid", "seeds", "set", "metric")
-SEED = "seed"
-MOST_MEMBERS = 10_000
-_TABLES = ("grid", "set")
+KEYS = ("preset", "grid", "variants", "seeds", "set", "metric")
+_TABLES = ("grid", "variants", "set")
 _UNSAFE = re.compile(r"[^\w.=,+-]+")
 _NAME_LENGTH = 120
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of the grid: its values by dotted key, in the order of the file."""
-
-    values: tuple[tuple[str, Any], ...]
-
-    @property
-    def label(self) -> str:
-        """Such as `hidden_size=8, max_lr=0.001`; keys without their section where that leaves them apart."""
-        return ", ".join(f"{name}={_plain(value)}" for name, value in self.named())
-
-    def named(self) -> list[tuple[str, Any]]:
-        """(short key, value) of each swept key."""
-        names = short_names([key for key, _ in self.values])
-        return [(names[key], value) for key, value in self.values]
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,11 @@ class Sweep:
 
     @property
     def numeric_keys(self) -> list[str]:
-        """Swept keys that take two numbers or more, and nothing but numbers."""
+        """Keys of the grid that take two numbers or more, and nothing but numbers."""
         columns: dict[str, set[Any]] = {}
         for setting in self.settings:
-            for key, value in setting.values:
+            # Variants differ in more than one thing.
+            for key, value in () if setting.name else setting.values:
                 columns.setdefault(key, set()).add(json.dumps(value) if not is_number(value) else value)
         return [key for key, found in columns.items() if len(found) > 1 and all(map(is_number, found))]
 
@@ -97,44 +95,29 @@ def read_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Sweep
     table = read_file(path, str(path))
     _refuse_unknown(table)
     preset = _preset(table, path)
-    grid = _grid(table, path)
+    settings = read_settings(table, path)
     seeds = _seeds(table, path)
     shared = {key.removeprefix("set."): located for key, located in table.items() if key.startswith("set.")}
     given = [parse_override(text) for text in overrides]
     for values in (shared, *given):
-        _refuse_swept(values, grid)
+        _refuse_swept(values, table)
     metric = _metric(table)
-    count = math.prod(len(located.value) for located in grid.values()) * len(seeds)
+    count = len(settings) * len(seeds)
     if count > MOST_MEMBERS:
         raise UserError(
-            f"{path}: the sweep has {count:.3g} members; at most {MOST_MEMBERS} can be. Sweep fewer keys"
+            f"{path}: the sweep has {count} members; at most {MOST_MEMBERS} can be. Sweep fewer keys"
         )
-    settings = tuple(
-        Setting(tuple(zip(grid, values, strict=True)))
-        for values in itertools.product(*(located.value for located in grid.values()))
-    )
     members = tuple(
-        _member(setting, seed, grid, table["seeds"].where, [shared, *given])
+        _member(setting, seed, own, table["seeds"].where, [shared, *given])
         for seed in seeds
-        for setting in settings
+        for setting, own in settings
     )
-    return Sweep(path.stem, preset, settings, seeds, members, metric)
+    return Sweep(path.stem, preset, tuple(setting for setting, _ in settings), seeds, members, metric)
 
 
 def sweep_names() -> list[str]:
     """Names of the sweeps that come with the package, sorted."""
     return sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml"))
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key without its section where that leaves them apart."""
-    leaves = [key.rpartition(".")[2] for key in keys]
-    return {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)}
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is an integer or a float, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _find(text: str) -> Path:
@@ -168,7 +151,7 @@ def _refuse_unknown(table: Mapping[str, Located]) -> None:
 def _needed(key: str) -> str:
     return {
         "preset": f"a preset ({', '.join(preset_names())}) or the path of a YAML or JSON file",
-        "grid": "keys of the hyper-parameters with lists of values, such as task.hidden_size: [8, 16]",
+        **NEEDED,
         "seeds": "a list of whole numbers, such as [0, 1, 2]",
         "set": "keys of the hyper-parameters with one value each, such as max_steps: 2000",
         "metric": "the name of a metric of the task, such as esr",
@@ -186,28 +169,6 @@ def _preset(table: Mapping[str, Located], path: Path) -> str:
         # As with `extends`, and absolute, since members may be started from elsewhere.
         return str((path.parent / text).resolve())
     return text
-
-
-def _grid(table: Mapping[str, Located], path: Path) -> dict[str, Located]:
-    grid = {key.removeprefix("grid."): located for key, located in table.items() if key.startswith("grid.")}
-    if not grid:
-        raise UserError(f"{path}: grid is missing or empty; needed {_needed('grid')}")
-    for key, located in grid.items():
-        values = located.value
-        if not isinstance(values, list) or not values:
-            raise UserError(
-                f"{located.where}: grid: {key} is {values!r}; needed a list of the values it takes, such as [8, 16]"
-            )
-        if any(isinstance(value, dict) for value in values):
-            raise UserError(f"{located.where}: grid: {key} has a mapping among its values; sweep its keys")
-        texts = [_plain(value) for value in values]
-        twice = {text for text in texts if texts.count(text) > 1}
-        if twice:
-            raise UserError(f"{located.where}: grid: {key} has {min(twice)} twice; remove one")
-        if key in (SEED, "task.name"):
-            other = "give the seeds below `seeds:`" if key == SEED else "make a sweep for each task"
-            raise UserError(f"{located.where}: {key} cannot be swept; {other}")
-    return grid
 
 
 def _seeds(table: Mapping[str, Located], path: Path) -> tuple[int, ...]:
@@ -235,44 +196,37 @@ def _metric(table: Mapping[str, Located]) -> str | None:
     return located.value
 
 
-def _refuse_swept(values: Mapping[str, Located], grid: Mapping[str, Located]) -> None:
+def _refuse_swept(values: Mapping[str, Located], table: Mapping[str, Located]) -> None:
     for key, located in values.items():
         if key == SEED:
             raise UserError(
                 f"{located.where}: seed is for each member to have; give the seeds below `seeds:`"
             )
-        if key in grid:
-            raise UserError(f"{located.where}: {key} is swept ({grid[key].where}); set it there or here")
+        swept = table.get(f"grid.{key}")
+        if swept is not None:
+            raise UserError(f"{located.where}: {key} is swept ({swept.where}); set it there or here")
 
 
 def _member(
     setting: Setting,
     seed: int,
-    grid: Mapping[str, Located],
+    values: Mapping[str, Located],
     seeds_place: str,
     shared: Sequence[Mapping[str, Located]],
 ) -> Member:
-    own = {key: Located(value, grid[key].where) for key, value in setting.values}
-    own[SEED] = Located(seed, seeds_place)
-    tables = [*shared, own]
-    texts = [f"{key}={_yaml(located.value)}" for values in tables for key, located in values.items()]
+    # A variant may differ from `set` and from the command line; the last one counts.
+    tables = [*shared, {**values, SEED: Located(seed, seeds_place)}]
+    texts = [f"{key}={as_yaml(located.value)}" for table in tables for key, located in table.items()]
     return Member(setting, seed, _folder_name(setting, seed), tuple(tables), tuple(texts))
 
 
 def _folder_name(setting: Setting, seed: int) -> str:
-    words = ",".join(f"{name}={_plain(value)}" for name, value in setting.named()) + f",seed={seed}"
+    words = ",".join(f"{name}={plain(value)}" for name, value in setting.named()) + f",seed={seed}"
     safe = _UNSAFE.sub("_", words)
     if safe == words and len(words) <= _NAME_LENGTH:
         return words
     # What was cut off or replaced may be all that tells two members apart.
-    digest = hashlib.sha256(_yaml([list(pair) for pair in setting.values] + [seed]).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(as_yaml([list(pair) for pair in setting.values] + [seed]).encode()).hexdigest()[
+        :8
+    ]
     return f"{safe[:_NAME_LENGTH]}-{digest}"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else _yaml(value)
-
-
-def _yaml(value: Any) -> str:
-    """`value` as YAML on one line; JSON is that."""
-    return json.dumps(value, ensure_ascii=False)

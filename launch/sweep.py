@@ -1,4 +1,4 @@
-"""Train a preset over a grid of values and several seeds, and compare: python launch/sweep.py hparams/sweeps/NAME.yaml
+"""Train a preset over a grid of values, or in variants, with several seeds: launch/sweep.py hparams/sweeps/NAME.yaml
 
 Every member is a run folder of its own below --output. The same command again skips what is finished and goes on with
 the rest. Ctrl-C has the running members save. Exit codes: 0 all finished, 1 a member failed (the others are done, the
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from enhancer.engine import folder_lock
 from enhancer.engine.folder_lock import FolderTakenError
 from hparams.errors import UserError
-from hparams.sweep import SEED, Sweep, read_sweep, short_names
+from hparams.sweep import Sweep, read_sweep
+from hparams.sweep_settings import short_names
 from launch.common import reports_user_errors
 from launch.slurm_job import read_parameters
 from launch.sweep_local import STOPPED, train_here
@@ -107,7 +108,7 @@ def report(
 ) -> list[Result]:
     """Judge the test files, write tables, page and figures of what has been trained, and print the table."""
     from enhancer.engine.atomic import write_bytes, write_text
-    from launch.sweep_page import page
+    from launch.sweep_page import notes, page
     from launch.sweep_results import metric_of, read_results, with_epochs
     from launch.sweep_table import make_tables
 
@@ -125,7 +126,7 @@ def report(
     captioned = dict(figures.values())
     write_text(
         output / PAGE,
-        page(sweep.name, _notes(sweep, results, metric), tables, captioned, _direction(results, metric)),
+        page(sweep.name, notes(sweep, results, metric), tables, captioned, _direction(results, metric)),
     )
     _print(results, metric)
     print(f"written to {output / PAGE}, with results.csv, members.csv and {FIGURES}/ beside it")
@@ -206,20 +207,6 @@ def _direction(results: Sequence[Result], metric: str) -> bool | None:
     return bool(task.best_is_higher) if metric == task.best_metric else None
 
 
-def _notes(sweep: Sweep, results: Sequence[Result], metric: str) -> list[str]:
-    """What a reader of the page must know about its figures."""
-    done = sum(result.is_finished for result in results)
-    swept = [key for key, _ in sweep.settings[0].values]
-    texts = [text for text in sweep.members[0].set_texts if text.partition("=")[0] not in (*swept, SEED)]
-    return [
-        f"Preset {sweep.preset}, swept over {', '.join(swept)} with the seeds {', '.join(map(str, sweep.seeds))}: "
-        f"{done} of {len(results)} members are finished, and only these count."
-        + (f" All have {', '.join(texts)}." if texts else ""),
-        f"{metric} is that of the best evaluation on the validation list. Intervals are 95 %, by Student's t over the "
-        "seeds. Times are medians of training alone, as it ran here: members that ran side by side shared the machine.",
-    ]
-
-
 def _print(results: Sequence[Result], metric: str) -> None:
     """A table of the settings that fits a terminal; results.csv has the rest."""
     from rich.console import Console
@@ -259,7 +246,8 @@ def _exit_code(results: Sequence[Result]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch/sweep.py",
-        description="Train a preset over a grid of values and several seeds, and compare (docs/sweeps.md).",
+        description="Train a preset over a grid of values or in variants, with several seeds, and compare "
+        "(docs/sweeps.md).",
     )
     parser.add_argument("sweep", help="YAML file of the sweep, or the name of one in hparams/sweeps")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default runs/sweeps/<name of the file>")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from hparams.sweep import short_names
+from hparams.sweep_settings import short_names
 from launch.sweep_results import Result, by_setting
 from launch.sweep_statistics import Mean, mean_interval
 

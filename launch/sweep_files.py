@@ -16,7 +16,7 @@ from enhancer.engine.atomic import write_text
 from enhancer.inference import TrainedRun, load_run
 from hparams.errors import UserError
 from hparams.source import read_json
-from hparams.sweep import is_number
+from hparams.sweep_settings import is_number
 from launch.common import knob_values
 from launch.grades import FilePair, device_player, find_file_pairs, grade_pair
 from launch.sweep_members import Planned

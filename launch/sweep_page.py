@@ -7,8 +7,11 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hparams.sweep import Sweep
+from hparams.sweep_settings import SEED
 from launch.sweep_figures import DPI
 from launch.sweep_members import FINISHED, WAITING
+from launch.sweep_results import Result
 from launch.sweep_table import Row, Tables
 
 SIGNIFICANT = 0.05
@@ -29,14 +32,14 @@ class _Interval(NamedTuple):
 
 def page(
     title: str,
-    notes: Sequence[str],
+    texts: Sequence[str],
     tables: Tables,
     figures: Mapping[str, bytes],
     is_higher_better: bool | None,
 ) -> str:
     """A self-contained HTML page: `figures` are PNG by caption. The best setting is bold where it is known which."""
     failed = [_without_values(row) for row in tables.members if row["state"] not in (FINISHED, WAITING)]
-    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
+    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(text)}</p>" for text in texts)]
     if failed:
         parts += ["<h2>Members that failed or were stopped</h2>", _table(failed, is_strong=lambda row: False)]
     best = _best(tables.settings, is_higher_better)
@@ -57,6 +60,26 @@ def shown(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def notes(sweep: Sweep, results: Sequence[Result], metric: str) -> list[str]:
+    """What a reader of the page must know about its figures."""
+    done = sum(result.is_finished for result in results)
+    first = sweep.settings[0]
+    swept = [] if first.name else [key for key, _ in first.values]
+    shared = {text.partition("=")[0]: text for text in sweep.members[0].set_texts}
+    own = {SEED, *swept, *(key for key, _ in first.values)}
+    texts = [text for key, text in shared.items() if key not in own]
+    over = f"in {len(sweep.settings)} variants" if first.name else f"swept over {', '.join(swept)}"
+    changes = "; ".join(f"{each.name}: {each.words or 'as it is'}" for each in sweep.settings if each.name)
+    return [
+        f"Preset {sweep.preset}, {over} with the seeds {', '.join(map(str, sweep.seeds))}: "
+        f"{done} of {len(results)} members are finished, and only these count."
+        + (f" All have {', '.join(texts)}." if texts else ""),
+        *([f"What differs: {changes}."] if changes else []),
+        f"{metric} is that of the best evaluation on the validation list. Intervals are 95 %, by Student's t over the "
+        "seeds. Times are medians of training alone, as it ran here: members that ran side by side shared the machine.",
+    ]
 
 
 def _best(rows: Sequence[Row], is_higher_better: bool | None) -> Row | None:

@@ -97,10 +97,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare_all(values: Mapping[str, Mapping[Any, float]], test: str) -> list[Comparison]:
-    """Every pair of settings on what both have a value for; `values` are by setting, then by seed or file."""
+def compare_all(
+    values: Mapping[str, Mapping[Any, float]], test: str, base: str | None = None
+) -> list[Comparison]:
+    """Every pair of settings on what both have a value for; `values` are by setting, then by seed or file.
+
+    With `base` only the other settings against that one, so that fewer comparisons are corrected for.
+    """
     found = []
-    for (a, ours), (b, theirs) in itertools.combinations(values.items(), 2):
+    pairs = [(name, base) for name in values if name != base] if base else itertools.combinations(values, 2)
+    for a, b in pairs:
+        ours, theirs = values[a], values[b]
         common = [unit for unit in ours if unit in theirs]
         left, right = [ours[unit] for unit in common], [theirs[unit] for unit in common]
         difference = float(np.mean(np.subtract(left, right))) if common else math.nan

@@ -37,12 +37,16 @@ class Tables:
 
 
 def make_tables(results: Sequence[Result], metric: str, test: str) -> Tables:
-    """All tables of finished members; `test` is `t` or `wilcoxon`. Failed and unfinished ones stand in `members`."""
+    """All tables of finished members; `test` is `t` or `wilcoxon`. Failed and unfinished ones stand in `members`.
+
+    Points of a grid are compared each with each, variants with the first one only.
+    """
+    first = results[0].planned.member.setting
     groups = by_setting(results)
     return Tables(
         settings=[setting_row(group, metric) for group in groups.values()],
         members=[_member_row(result, metric) for result in results],
-        pairs=_pair_rows(groups, metric, test),
+        pairs=_pair_rows(groups, metric, test, first.label if first.name else None),
         files=_file_rows(groups),
     )
 
@@ -82,7 +86,7 @@ def _member_row(result: Result, metric: str) -> Row:
     }
 
 
-def _pair_rows(groups: Mapping[str, Sequence[Result]], metric: str, test: str) -> list[Row]:
+def _pair_rows(groups: Mapping[str, Sequence[Result]], metric: str, test: str, base: str | None) -> list[Row]:
     done = {label: [result for result in group if result.is_finished] for label, group in groups.items()}
     over_seeds = {
         label: {result.planned.member.seed: result.value for result in group if result.value is not None}
@@ -95,7 +99,7 @@ def _pair_rows(groups: Mapping[str, Sequence[Result]], metric: str, test: str) -
     return [
         _pair_row(each, over, name, test)
         for over, name, values in (("seeds", metric, over_seeds), ("files", "esr", over_files))
-        for each in compare_all(values, test)
+        for each in compare_all(values, test, base)
         if each.count
     ]
 

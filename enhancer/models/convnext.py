@@ -8,6 +8,8 @@ the channels of one place, and two pointwise layers. What differs, and why:
 - Normalisation sees one place only, so that a long recording may be cut into chunks.
 - Residual branches start at zero by their last layer, and the number of semitones scales and shifts what comes out of
   the normalisation (E. Perez et al., "FiLM", 2018), starting at zero too.
+- What a branch adds gets back the level that normalisation took out, and no layer outside of branches has a bias: twice
+  the input gives twice the output, so that what is added to a quiet passage is as much quieter (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 EMBEDDING_SIZE = 32
 SEMITONES_SCALE = 12.0
 NUM_SHIFT_FEATURES = 4
+LEVEL_FLOOR = 1e-5
+"""Levels of features from here down are one level."""
 
 Sides = tuple[int, int]
 """Height and width of a patch or a kernel."""
@@ -50,9 +54,9 @@ class Block(nn.Module):
         hidden = max(1, round(scale * channels))
         self.kernel = kernel
         self.depthwise = nn.Conv2d(
-            channels, channels, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=channels
+            channels, channels, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=channels, bias=False
         )
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, eps=LEVEL_FLOOR**2)
         self.widen = nn.Linear(channels, hidden)
         self.narrow = nn.Linear(hidden, channels)
         self.condition = nn.Linear(EMBEDDING_SIZE, 2 * channels) if is_conditioned else None
@@ -63,11 +67,12 @@ class Block(nn.Module):
     def forward(self, features: Tensor, embedding: Tensor | None) -> Tensor:
         # In channels-last memory both permutations are free.
         hidden = self.depthwise(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        level = (hidden.float().var(-1, correction=0, keepdim=True) + LEVEL_FLOOR**2).sqrt().to(hidden.dtype)
         hidden = self.norm(hidden)
         if self.condition is not None and embedding is not None:
             scale, shift = self.condition(embedding)[:, None, None].chunk(2, dim=-1)
             hidden = torch.addcmul(shift, hidden, 1 + scale)
-        return features + self.narrow(F.gelu(self.widen(hidden)))
+        return features + level * self.narrow(F.gelu(self.widen(hidden)))
 
 
 class Shorten(nn.Module):
@@ -76,7 +81,7 @@ class Shorten(nn.Module):
     def __init__(self, inputs: int, outputs: int, patch: Sides) -> None:
         super().__init__()
         self.patch = patch
-        self.linear = nn.Linear(inputs * patch[0] * patch[1], outputs)
+        self.linear = nn.Linear(inputs * patch[0] * patch[1], outputs, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         rows, height, width, channels = features.shape
@@ -93,7 +98,7 @@ class Lengthen(nn.Module):
     def __init__(self, inputs: int, outputs: int, patch: Sides) -> None:
         super().__init__()
         self.patch, self.outputs = patch, outputs
-        self.linear = nn.Linear(inputs, outputs * patch[0] * patch[1])
+        self.linear = nn.Linear(inputs, outputs * patch[0] * patch[1], bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         rows, height, width, _ = features.shape
@@ -153,7 +158,7 @@ class ConvNextUNet(nn.Module):
         if starts_at_zero:
             first = self.lengthen[0]
             assert isinstance(first, Lengthen)
-            _start_at_zero(first.linear)
+            nn.init.zeros_(first.linear.weight)
 
     def reach(self, axis: int) -> int:
         """Places on each side along `axis` (0 height, 1 width) that can influence one, itself not counted."""

@@ -1,4 +1,8 @@
-"""A 1-D ConvNeXt U-Net on the waveform: waveform in, waveform out."""
+"""A 1-D ConvNeXt U-Net on the waveform: waveform in, waveform out.
+
+It works on what is left of a waveform after pre-emphasis, which is about as loud at high frequencies as at low ones. An
+error of the network, which is white at first, is then as far below the sound in every octave.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enhancer.models.convnext import ConvNextUNet
+
+PREEMPHASIS = 0.97
+NUM_DOUBLINGS = 9
+"""De-emphasis goes 2^9 samples back, where what is left of a sample is 2e-7."""
 
 
 class WaveUNet(nn.Module):
@@ -45,7 +53,7 @@ class WaveUNet(nn.Module):
             starts_at_zero=self.is_difference,
         )
         self.stride_samples = self.network.multiple[1]
-        self.context_samples = self.network.reach(1)
+        self.context_samples = self.network.reach(1) + 2**NUM_DOUBLINGS
 
     def forward(self, mixture: Tensor, semitones: Tensor | None = None) -> Tensor:
         """Shifted recordings [B, T] and their semitones [B] -> repaired ones [B, T].
@@ -54,5 +62,23 @@ class WaveUNet(nn.Module):
         """
         length = mixture.shape[-1]
         padded = F.pad(mixture, (0, -length % self.stride_samples))
-        output = self.network(padded[:, None, :, None], semitones)[:, 0, :length, 0]
+        output = self.network(_emphasised(padded)[:, None, :, None], semitones)[:, 0, :length, 0]
+        output = _deemphasised(output)
         return mixture + output if self.is_difference else output
+
+
+def _emphasised(wave: Tensor) -> Tensor:
+    """x[t] - a x[t - 1]: [B, T] -> [B, T]."""
+    return wave - PREEMPHASIS * _delayed(wave, 1)
+
+
+def _deemphasised(wave: Tensor) -> Tensor:
+    """The sum of a^k x[t - k] over k below 2^NUM_DOUBLINGS, by doubling: [B, T] -> [B, T]."""
+    for delay in (2**doubling for doubling in range(NUM_DOUBLINGS)):
+        if delay < wave.shape[-1]:
+            wave = wave + PREEMPHASIS**delay * _delayed(wave, delay)
+    return wave
+
+
+def _delayed(wave: Tensor, samples: int) -> Tensor:
+    return F.pad(wave[..., :-samples], (samples, 0))

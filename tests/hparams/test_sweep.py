@@ -82,6 +82,60 @@ def test_a_preset_of_ones_own_lies_beside_the_sweep(tmp_path: Path) -> None:
     assert load(sweep.preset, sweep.members[0].overrides).task.hidden_size == 20
 
 
+VARIANTS = """\
+preset: pedal_lstm
+variants:
+  base: {}
+  small and fast:
+    task.hidden_size: 8
+    max_lr: 1e-2
+  wide: {task: {hidden_size: 40}}
+seeds: [3, 1]
+set:
+  max_lr: 2e-3
+"""
+
+
+def test_variants_differ_from_the_preset_and_from_what_all_share_in_a_few_things_each(tmp_path: Path) -> None:
+    sweep = read_sweep(write(tmp_path, VARIANTS), ["max_steps=700"])
+    names = ["base", "small and fast", "wide"]
+    assert [(member.setting.label, member.seed) for member in sweep.members] == [
+        (name, seed) for seed in (3, 1) for name in names
+    ]
+    assert [member.folder_name.partition(",")[0] for member in sweep.members[:1]] == ["variant=base"]
+    assert len({member.folder_name for member in sweep.members}) == 6
+    found = {}
+    for member in sweep.members:
+        hp = load(sweep.preset, member.overrides)
+        assert load(sweep.preset, member.set_texts) == hp
+        assert (hp.max_steps, hp.seed) == (700, member.seed)
+        found[member.setting.label] = (hp.task.hidden_size, hp.max_lr)  # type: ignore[union-attr]
+    preset = load("pedal_lstm").task.hidden_size  # type: ignore[union-attr]
+    assert found == {"base": (preset, 2e-3), "small and fast": (8, 1e-2), "wide": (40, 2e-3)}
+    assert sweep.numeric_keys == []
+    assert sweep.settings[1].words == "hidden_size=8, max_lr=0.01"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("base: {}", "base: 3"), ":3: variants: base is 3; needed names without dots"),
+        (("base: {}", "' ': {max_lr: 1}"), ":3: variants:   is 1; needed names"),
+        (("task.hidden_size: 8", "seed: 8"), ":5: seed cannot be swept"),
+        (("wide: {task: {hidden_size: 40}}", "wide: {}"), "variants: base and wide have the same values"),
+        (("seeds:", "grid: {nj: [1]}\nseeds:"), ":3: variants stand beside a grid"),
+        (("  base: {}\n", "  base: {}\n  base: {}\n"), ":4: key variants.base is given twice"),
+    ],
+)
+def test_variants_that_cannot_be_are_refused_with_their_line(
+    tmp_path: Path, change: tuple[str, str], words: str
+) -> None:
+    assert change[0] in VARIANTS
+    with pytest.raises(UserError) as refused:
+        read_sweep(write(tmp_path, VARIANTS.replace(*change)))
+    assert words in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -145,5 +199,5 @@ def test_the_sweeps_that_come_along_are_valid(name: str) -> None:
 def test_a_grid_of_more_members_than_anybody_trains_is_refused(tmp_path: Path) -> None:
     keys = ("nj", "n_fft", "log_every", "max_steps", "save_every", "eval_every")
     grid = "\n".join(f"  {key}: [{', '.join(map(str, range(1, 100)))}]" for key in keys)
-    with pytest.raises(UserError, match=r"the sweep has 9\.41e\+11 members; at most 10000"):
+    with pytest.raises(UserError, match=r"the sweep has 9\.41e\+11 settings; at most 10000"):
         read_sweep(write(tmp_path, f"preset: base\ngrid:\n{grid}\nseeds: [0]\n"))

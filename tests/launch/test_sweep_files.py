@@ -10,7 +10,8 @@ import soundfile as sf
 
 from hparams.errors import UserError
 from hparams.load import load
-from hparams.sweep import Member, Setting
+from hparams.sweep import Member
+from hparams.sweep_settings import Setting
 from launch import sweep_files
 from launch.apply import main as apply
 from launch.grades import FilePair

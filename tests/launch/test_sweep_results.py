@@ -19,7 +19,7 @@ from hparams.errors import UserError
 from launch import sweep_figures
 from launch.sweep import main
 from launch.sweep_members import plan, progress_of
-from launch.sweep_page import page
+from launch.sweep_page import notes, page
 from launch.sweep_results import Result, read_results
 from launch.sweep_table import make_tables
 from tests.launch.sweep_runs import RATE_HZ, SWEEP, sweep_in, write_run, write_status
@@ -149,6 +149,32 @@ def test_settings_are_compared_over_seeds_and_over_files(results: list[Result]) 
     assert (row["pairs"], row["p"]) == (4, pytest.approx(2 / 16))
     file_row = next(each for each in tables.files if each["file"] == "lead" and each["hidden_size"] == 8)
     assert file_row["esr_mean"] == pytest.approx(3 * np.mean(a)) and file_row["runs"] == 3
+
+
+def test_variants_are_compared_with_the_first_one_and_the_page_says_what_they_change(tmp_path: Path) -> None:
+    text = SWEEP.replace(
+        "grid:\n  task.hidden_size: [8, 16, 32]\n  task.model: [lstm, gru]\n",
+        "variants:\n  base: {}\n  gated: {task.model: gru}\n  small & fast: {task.hidden_size: 8, max_lr: 0.01}\n",
+    )
+    sweep, members = sweep_in(tmp_path, text)
+    best = {"base": 0.1, "gated": 0.2, "small & fast": 0.05}
+    for planned in members:
+        seed = planned.member.seed
+        write_run(planned, [0.5, best[planned.member.setting.name] * (1 + 0.1 * seed)])
+    results = read_results(members, "esr")
+    tables = make_tables(results, "esr", "t")
+    assert [row["variant"] for row in tables.settings] == list(best)
+    assert [(row["a"], row["b"]) for row in tables.pairs] == [("gated", "base"), ("small & fast", "base")]
+    assert tables.pairs[0]["a_minus_b"] == pytest.approx((0.2 - 0.1) * 1.1)
+    words = notes(sweep, results, "esr")
+    assert (
+        "What differs: base: as it is; gated: model=gru; small & fast: hidden_size=8, max_lr=0.01." in words
+    )
+    assert "max_steps=200" in words[0] and "max_lr" not in words[0] and "3 variants" in words[0]
+    found = _Page()
+    found.feed(page("mine", words, tables, {}, False))
+    head = next(number for number, row in enumerate(found.rows) if row[1:] == ["base"])
+    assert found.rows[head + 2][0] == "small & fast" and found.rows[head + 2][1].startswith("-0.055")
 
 
 class _Page(HTMLParser):

@@ -92,3 +92,11 @@ def test_settings_are_compared_on_what_both_have() -> None:
     assert min(each.p_holm for each in found.values() if not math.isnan(each.p)) == pytest.approx(
         min(1.0, 3 * p_values[0])
     )
+
+
+def test_with_a_base_only_the_comparisons_with_it_are_made_and_corrected_for() -> None:
+    values = {"base": dict(enumerate(A)), "b": dict(enumerate(B)), "c": {1: 0.5, 3: 0.7}}
+    found = compare_all(values, "t", "base")
+    assert [(each.a, each.b) for each in found] == [("b", "base"), ("c", "base")]
+    assert found[0].difference == pytest.approx(np.mean(B) - np.mean(A))
+    assert [each.p_holm for each in found] == holm([each.p for each in found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import scipy.signal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from enhancer.inference import ChunkedModel
 from enhancer.models.convnext import Block, ConvNextUNet, Lengthen, Shorten
 from enhancer.models.spec_unet import SpecUNet, _compressed, _expanded
-from enhancer.models.wave_unet import WaveUNet
+from enhancer.models.wave_unet import WaveUNet, _deemphasised, _emphasised
 
 SHIFT = torch.tensor([3.0, -7.0])
 
@@ -143,18 +144,19 @@ def test_a_model_of_the_signal_does_not_start_from_its_input(make) -> None:
 
 
 def test_a_block_is_what_the_paper_says() -> None:
-    """Depthwise convolution, layer norm, linear, GELU, linear, added; one row, sample by sample."""
+    """Depthwise convolution, layer norm, linear, GELU, linear, as loud as before the norm, added; sample by sample."""
     block = perturbed(Block(3, (1, 5), 4.0, is_conditioned=False))
     features = torch.randn(1, 1, 11, 3, generator=torch.Generator().manual_seed(1))
-    kernel, bias = block.depthwise.weight[:, 0, 0], block.depthwise.bias
+    kernel = block.depthwise.weight[:, 0, 0]
     padded = F.pad(features[0, 0].t(), (2, 2))
     expected = []
     for place in range(11):
-        mixed = torch.stack([(kernel[c] * padded[c, place : place + 5]).sum() + bias[c] for c in range(3)])
-        normed = (mixed - mixed.mean()) / (mixed.var(unbiased=False) + 1e-5).sqrt()
+        mixed = torch.stack([(kernel[c] * padded[c, place : place + 5]).sum() for c in range(3)])
+        level = mixed.std(unbiased=False)
+        normed = (mixed - mixed.mean()) / level
         hidden = block.widen.weight @ (normed * block.norm.weight + block.norm.bias) + block.widen.bias
         hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))
-        expected.append(features[0, 0, place] + block.narrow.weight @ hidden + block.narrow.bias)
+        expected.append(features[0, 0, place] + level * (block.narrow.weight @ hidden + block.narrow.bias))
     torch.testing.assert_close(block(features, None)[0, 0], torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
@@ -162,18 +164,35 @@ def test_patches_are_strided_convolutions() -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 8, 12, 3)
     shorten, lengthen = Shorten(3, 5, (4, 2)), Lengthen(5, 3, (4, 2))
-    conv = nn.Conv2d(3, 5, (4, 2), stride=(4, 2))
+    conv = nn.Conv2d(3, 5, (4, 2), stride=(4, 2), bias=False)
     conv.weight.data = shorten.linear.weight.reshape(5, 4, 2, 3).permute(0, 3, 1, 2)
-    conv.bias.data = shorten.linear.bias
     short = shorten(features)
     torch.testing.assert_close(
         short.permute(0, 3, 1, 2), conv(features.permute(0, 3, 1, 2)), atol=1e-5, rtol=1e-5
     )
     back = nn.ConvTranspose2d(5, 3, (4, 2), stride=(4, 2), bias=False)
     back.weight.data = lengthen.linear.weight.reshape(4, 2, 3, 5).permute(3, 2, 0, 1)
-    bias = lengthen.linear.bias.reshape(4, 2, 3).repeat(2, 6, 1)
-    expected = back(short.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + bias
+    expected = back(short.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(lengthen(short), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [0.1, 30.0])
+def test_a_quieter_recording_comes_out_as_much_quieter(gain: float) -> None:
+    """So that what goes unheard in a loud passage does not fill up one near silence."""
+    model = perturbed(wave_unet(predict="signal"))
+    wave = noise(2000)
+    expected = gain * model(wave, SHIFT)
+    assert expected.abs().max() > 0.01 * gain
+    torch.testing.assert_close(model(gain * wave, SHIFT), expected, atol=1e-4 * gain, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 500, 3000])
+def test_deemphasis_is_the_recursive_filter_that_undoes_preemphasis(length: int) -> None:
+    """Against scipy's y[t] = x[t] + 0.97 y[t - 1], which has no end, and there and back."""
+    wave = noise(length).double()
+    expected = torch.from_numpy(scipy.signal.lfilter([1.0], [1.0, -0.97], wave.numpy()))
+    torch.testing.assert_close(_deemphasised(wave), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(_deemphasised(_emphasised(wave)), wave, atol=1e-6, rtol=0)
 
 
 def test_compressed_spectra_expand_to_themselves() -> None:
