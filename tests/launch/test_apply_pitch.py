@@ -29,7 +29,7 @@ def make_run(folder: Path, *overrides: str) -> Path:
     checkpoint = folder / "checkpoints" / "step-0000007"
     checkpoint.mkdir(parents=True)
     (folder / "hparams.yaml").write_text(dump(hp))
-    model = perturbed(PitchTask(hp).build()["repairer"], size=0.1)
+    model = perturbed(PitchTask(hp).build()["repairer"], size=0.3)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()},
               checkpoint / "repairer.safetensors")  # fmt: skip
     write_manifest(checkpoint, State(step=7), {})

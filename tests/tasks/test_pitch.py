@@ -104,7 +104,7 @@ def test_rows_are_told_by_semitones_and_engine() -> None:
 
 
 def descend(module: nn.Module, task: PitchTask, batch: dict[str, Tensor], steps: int) -> list[float]:
-    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
     losses = []
 
     def update(name: str, loss: Tensor) -> None:
