@@ -109,6 +109,28 @@ def test_a_pair_is_in_time_and_a_function_of_its_draw(semitones: int) -> None:
     assert np.abs(pair.input - pair.target).max() > 0.01, "the shifter left no trace"
 
 
+@pytest.mark.parametrize("engine", ["varispeed", "phase_vocoder"])
+@pytest.mark.parametrize("semitones", [5, -5])
+@pytest.mark.parametrize("gain", [0.3, 1.0])
+def test_both_sides_of_a_pair_are_as_loud(
+    monkeypatch: pytest.MonkeyPatch, engine: str, semitones: int, gain: float
+) -> None:
+    """Whatever level a shifter loses: what a volume knob mends is none of its artefacts."""
+    own = SHIFTERS[engine]
+
+    def quieter(wave: np.ndarray, rate_hz: int, semitones: float, seed: int) -> np.ndarray:
+        return gain * own.shift(wave, rate_hz, semitones, seed)
+
+    monkeypatch.setitem(SHIFTERS, engine, own.__class__(quieter, own.module, own.package, own.window_seconds))
+    pair = shifted_pair(melody(3.0).copy(), DrawnShift(semitones, engine, 0), RATE_HZ)
+    levels = [
+        20 * np.log10(np.sqrt(np.mean(np.square(side, dtype=np.float64))))
+        for side in (pair.input, pair.target)
+    ]
+    assert levels[0] == pytest.approx(levels[1], abs=0.001)
+    assert max(np.abs(pair.input).max(), np.abs(pair.target).max()) <= 1
+
+
 @pytest.mark.parametrize("late", [-400, -37, 0, 150, 420])
 def test_the_lag_of_a_wave_moved_by_hand_is_found(late: int) -> None:
     wave = melody(3.0)
