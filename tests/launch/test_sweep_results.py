@@ -92,7 +92,7 @@ def test_a_folder_of_another_sweep_is_refused_before_anything_starts(tmp_path: P
     _, members = sweep_in(tmp_path)
     write_status(members[0], "finished", 200)
     with pytest.raises(
-        UserError, match=r"hidden_size=8,model=lstm,seed=0: .*max_lr: the run has 0.0005, the sweep gives 0.1"
+        UserError, match=r"hidden_size=8,model=lstm,seed=0: .*max_lr: the run has 0.005, the sweep gives 0.1"
     ):
         sweep_in(tmp_path, SWEEP + "  max_lr: 0.1\n")
 
