@@ -226,9 +226,9 @@ def test_a_folder_of_rank_0_that_cannot_be_made_ends_both_alike_with_the_steps_s
     ended = run_ranks("accelerate", 2, run, *HALF, *FOREVER)
     assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
     found = status(run)
-    assert (found["state"], found["exit_code"], found["step"]) == ("failed", 2, 1)
+    assert (found["state"], found["exit_code"], found["step"]) == ("failed", 2, 2)
     assert f"{run / 'tensorboard'} cannot be written (" in found["reason"]
-    weights(run, 1)
+    weights(run, 2)
 
 
 def test_a_disk_of_rank_0_that_is_full_ends_both_alike_and_names_every_file_that_was_tried(tmp_path):
