@@ -326,6 +326,13 @@ class StringHParams:
             description="two bounded loops side by side: a part of each band that falls fast, and what rings on"
         ),
     ] = False
+    outlook_seconds: Annotated[
+        float,
+        Field(
+            ge=0.4,
+            description="seconds of a note's beginning from which its T60 is foretold, where it is not known",
+        ),
+    ] = 1.0
     history_seconds: Annotated[
         PositiveFloat,
         Field(

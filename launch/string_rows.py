@@ -11,6 +11,13 @@ from enhancer.string_metrics import BAND_LIMIT, FAILURES, named_failures
 
 Row = Mapping[str, float]
 SHOWN_HARDEST = 8
+JUDGED = {
+    "": "the model",
+    "linear_": "the plain linear filter",
+    "foretold_": "the model, T60 foretold from the first seconds of the note",
+    "linear_foretold_": "the plain linear filter, T60 foretold likewise",
+}
+"""By the prefix of its metrics what was judged."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -23,7 +30,7 @@ def print_string_rows(rows: Sequence[Row], names: Sequence[str], metric: str) ->
             print(f"failure: {text}: {len(hit)} of {len(rows)} notes: {', '.join(hit[:SHOWN_HARDEST])}{more}")
     if not any(named_failures(row) for row in rows):
         print(f"no failure on {len(rows)} notes")
-    for name, whose in (("", "the model"), ("linear_", "the plain linear filter")):
+    for name, whose in JUDGED.items():
         if all(f"{name}t60_worst_error" in row for row in rows):
             within = sum(is_within_bands(row, name) for row in rows)
             limit = f"T60 of every octave band within {100 * BAND_LIMIT:.0f} %, no failure"
