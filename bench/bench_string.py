@@ -8,8 +8,8 @@ the limits when its T60 is within 5 %, f0 within 3 cents, DC at the end below -8
 --real: the held-out notes of each run, 4 s, by the trained model and, beside it, by the plain linear filter that knows
 the same of the note and has learned nothing: how far the T60 of their octave bands are off, with 95 % intervals.
 
-What a tone's decay is comes to the model from the tone itself, measured in octave bands (`t60` among the controls): over
-the very stretch that is judged, and, for notes, likewise foretold from their first seconds alone.
+What a tone's decay is comes to the model from the tone itself, measured in octave bands (`t60` among the controls):
+over the very stretch that is judged, and, for notes, likewise foretold from their first seconds alone.
 """
 
 from __future__ import annotations

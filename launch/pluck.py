@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import soundfile
@@ -17,6 +18,9 @@ from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60, 
 from enhancer.signal.resample import resample
 from hparams.errors import UserError
 from launch.common import HIGHEST_LEVEL
+
+if TYPE_CHECKING:
+    from enhancer.models.string import PluckedString
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 PLUCK_SECONDS = 8.0
@@ -163,15 +167,15 @@ def told_decay(
 ) -> tuple[torch.Tensor, str]:
     """(T60 by octave band [1, bands] that the model is told, NaN where it is not known; where it is from, to be shown).
 
-    It is `t60_seconds` where that is given. Else a recording that is long enough says it: its outlook, and where as much
-    lies behind what that hears, the line through the rest of it; a shorter one by the line through all of it.
+    It is `t60_seconds` where that is given. Else a recording that is long enough says it: by what its outlook
+    foretells, or, where as much lies behind what that hears, by the line through it; a shorter one by one through all.
     Raises: UserError.
     """
     rate_hz = run.hp.wav_rate
     unknown = torch.full((1, len(OCTAVE_CENTRES_HZ)), math.nan)
     if t60_seconds is not None:
         return torch.full_like(unknown, t60_seconds), f"T60 is {t60_seconds:g} s, as given"
-    outlook = run.module.outlook
+    outlook = cast("PluckedString", run.module).outlook
     if outlook is None:
         return unknown, "this model is not told T60: it guesses by pitch, velocity and position"
     size = outlook.heard_samples

@@ -72,7 +72,7 @@ class Outlook(nn.Module):
     def forward(self, note: WaveBatch, f0_hz: PerRow) -> PerBand:
         """T60 in seconds of each octave band behind the first `seconds` of `note` [B, T], of which no more is heard.
 
-        `note` begins at the end of the attack. NaN for bands that hold no partial, or begin AUDIBLE_DB below the loudest.
+        `note` begins at the end of the attack. NaN for bands without a partial, or AUDIBLE_DB below the loudest.
         """
         levels = octave_levels(note[:, : self.heard_samples], self.rate_hz)
         rate = self._rate(levels.band_db, f0_hz)
@@ -128,7 +128,7 @@ class Outlook(nn.Module):
             own.copy_(found)
 
     def _later(self, level_db: BandLevels, stop_db: Float[Tensor, "note band"]) -> Float[Tensor, "note band"]:
-        """Logarithm of the dB per second of lines from the first of these levels to the last above `stop_db`; or NaN."""
+        """Logarithm of dB per second of lines from the first of these levels to the last above `stop_db`, or NaN."""
         fall = level_db - level_db[..., :1]
         stop = torch.maximum(stop_db - level_db[..., 0], torch.full_like(fall[..., 0], -FIT_RANGE_DB))
         is_inside = fall.nan_to_num(-torch.inf).cummin(-1).values >= stop[..., None]
@@ -142,7 +142,7 @@ class Outlook(nn.Module):
         return (away @ self.weight.double() + self.bias.double()).exp().clamp(SLOWEST, FASTEST)
 
     def _features(self, heard_db: BandLevels, f0_hz: PerRow) -> Float[Tensor, "note band feature"]:
-        """How fast what was heard fell as a whole, in its later and its earlier half; the octaves of the band and of f0."""
+        """How fast what was heard fell: all of it, its later and its earlier half; octaves of the band and of f0."""
         half = heard_db.shape[-1] // 2
         stop_db = heard_db[..., 0] - FIT_RANGE_DB
         parts = (heard_db, heard_db[..., half:], heard_db[..., :half])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +132,10 @@ class StringTask:
         module, plain = modules[self.main_module], self.plain(batch["note"].device)
         rows, plain_rows = self.judged(module, batch), self.judged(plain, batch)
         found = [{**own, **beside_linear(own, other)} for own, other in zip(rows, plain_rows, strict=True)]
-        if module.outlook is None:
+        outlook = cast(PluckedString, module).outlook
+        if outlook is None:
             return found
-        foretold = self.foretold(module.outlook, batch)
+        foretold = self.foretold(outlook, batch)
         for prefix, each in (("foretold_", module), ("linear_foretold_", plain)):
             judged = [{}] * len(found) if foretold is None else self.judged(each, foretold)
             for row, own in zip(found, judged, strict=True):

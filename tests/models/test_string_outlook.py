@@ -17,7 +17,7 @@ F0_HZ = 250.0
 
 
 def note(fast: float, slow: float, share: float = 0.8, f0_hz: float = F0_HZ) -> Tensor:
-    """Partials 1, 2, 4, ... of f0, one an octave band: `share` of each falls with a T60 of `fast`, the rest of `slow`."""
+    """Partials 1, 2, 4, ... of f0, one an octave band: `share` of each falls by a T60 of `fast`, the rest by `slow`."""
     time = torch.arange(round(SECONDS * RATE_HZ), dtype=torch.float64) / RATE_HZ
     partials = sum(torch.sin(2 * math.pi * f0_hz * 2**octave * time) / 2**octave for octave in range(5))
     falls = share * 10 ** (-3 * time / fast) + (1 - share) * 10 ** (-3 * time / slow)
