@@ -122,7 +122,7 @@ def judge_notes(runs: list[TrainedRun], corpus: Path) -> int:
             for prefix, whose in JUDGED.items():
                 if prefix + "t60_error" in row:
                     print(f"{name:28s} {_errors(row, prefix)}  {whose}", flush=True)
-    bands, unsteady = (sum(int(row[name]) for row in rows) for name in ("t60_bands", "t60_unsteady_bands"))
+    bands, unsteady = (_total(rows, name) for name in ("t60_bands", "t60_unsteady_bands"))
     print(
         f"{bands} bands are judged; of {unsteady} of them the recording says no T60 to 20 %, see docs/strings.md"
     )
@@ -130,7 +130,8 @@ def judge_notes(runs: list[TrainedRun], corpus: Path) -> int:
         if prefix + "t60_error" not in rows[0]:
             continue
         print(
-            f"{title}: mean over bands within 20 %: {_share(rows, prefix + 't60_error')}, every band: "
+            f"{title}: {_total(rows, prefix + 't60_bands_within')} bands within 20 %; notes with their mean over "
+            f"bands within 20 %: {_share(rows, prefix + 't60_error')}, every band: "
             f"{_share(rows, prefix + 't60_worst_error')}, no failure: "
             f"{sum(row[prefix + 'num_failures'] == 0 for row in rows)} of {len(rows)}; all of it: "
             f"{sum(is_within_bands(row, prefix) for row in rows)} of {len(rows)}"
@@ -146,6 +147,10 @@ def _errors(found: dict[str, float], prefix: str) -> str:
         f"T60 {100 * found[prefix + 't60_error']:5.1f} % worst {100 * found[prefix + 't60_worst_error']:5.1f} %  "
         f"levels {found[prefix + 'level_error_db']:5.2f} dB  {found[prefix + 'num_failures']:.0f} failures"
     )
+
+
+def _total(rows: list[dict[str, float]], name: str) -> int:
+    return sum(int(row[name]) for row in rows if row[name] == row[name])
 
 
 def _share(rows: list[dict[str, float]], name: str) -> str:

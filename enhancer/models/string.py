@@ -144,7 +144,8 @@ class PluckedString(nn.Module):
 
         if torch.is_grad_enabled() or not (self.is_bounded and "t60" in self.controls):
             return ring(None, num_samples)
-        return ring(tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db), num_samples)
+        change, wave = tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db)
+        return ring(change, num_samples) if wave is None else wave
 
     def _ring(
         self,

@@ -16,7 +16,7 @@ from enhancer.losses.weighted import WeightedLoss
 from enhancer.models.string import PluckedString
 from enhancer.models.string_filter import OCTAVES_HZ
 from enhancer.models.string_outlook import Outlook
-from enhancer.string_metrics import HELD_AGAINST, beside_linear, string_metrics
+from enhancer.string_metrics import ALSO_OF_LINEAR, beside_linear, string_metrics
 from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import HParams
 from hparams.tasks import StringHParams
@@ -25,8 +25,6 @@ CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db", "t60_range_db", 
 """Columns of a batch that the model takes beside the history."""
 OUTLOOK_CONSTANTS = ("outlook_level_db", "outlook_f0_hz", "outlook_stop_db")
 """Of a stream: what `Outlook.learn` takes."""
-
-FORETOLD = (*HELD_AGAINST, "num_failures")
 
 
 class StringTask:
@@ -139,7 +137,7 @@ class StringTask:
         for prefix, each in (("foretold_", module), ("linear_foretold_", plain)):
             judged = [{}] * len(found) if foretold is None else self.judged(each, foretold)
             for row, own in zip(found, judged, strict=True):
-                row.update({prefix + name: own.get(name, math.nan) for name in FORETOLD})
+                row.update({prefix + name: own.get(name, math.nan) for name in ALSO_OF_LINEAR})
         return found
 
     def foretold(self, outlook: Outlook, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
