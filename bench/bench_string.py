@@ -28,9 +28,8 @@ from data_shards.synthetic_string import KarplusString, draw_string
 from enhancer.engine.evaluate import summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, audible_bands, octave_levels, octave_t60
-from enhancer.string_metrics import BAND_LIMIT, HELD_AGAINST
+from enhancer.string_metrics import BAND_LIMIT, HELD_AGAINST, JUDGED, is_within_bands
 from enhancer.tasks.string import StringTask
-from launch.string_rows import JUDGED, is_within_bands
 
 UNSEEN_SEED = 7_654_321
 SECONDS, LEAST_SHARE = 8.0, 0.95

@@ -51,6 +51,14 @@ BAND_LIMIT = 0.2
 HELD_AGAINST = ("t60_error", "t60_worst_error", "level_error_db")
 ALSO_OF_LINEAR = (*HELD_AGAINST, "t60_bands_within", "num_failures")
 
+JUDGED = {
+    "": "the model",
+    "linear_": "the plain linear filter",
+    "foretold_": "the model, T60 foretold from the first seconds of the note",
+    "linear_foretold_": "the plain linear filter, T60 foretold likewise",
+}
+"""By the prefix of its metrics what was judged."""
+
 NEVER = "never decays"
 FAST = "decays much too fast"
 SETTLES = "settles on a value other than zero"
@@ -123,6 +131,16 @@ def string_metrics(
 def named_failures(row: Mapping[str, Any]) -> list[str]:
     """What is wrong with a row of metrics, by name."""
     return [text for name, text in FAILURES.items() if row.get(name)]
+
+
+def is_within_bands(row: Mapping[str, Any], prefix: str = "") -> bool:
+    """Whether a note is as it should be, by what JUDGED says of `prefix`: T60 of every band, no failure; NaN is not."""
+    return row[f"{prefix}t60_worst_error"] <= BAND_LIMIT and row[f"{prefix}num_failures"] == 0
+
+
+def is_of_another(name: str) -> bool:
+    """Whether a metric says how something else than the model as it is trained and told did, or what lies between."""
+    return name.startswith(tuple(prefix for prefix in JUDGED if prefix)) or name.endswith("_below_linear")
 
 
 def beside_linear(own: Mapping[str, float], linear: Mapping[str, float]) -> dict[str, float]:

@@ -7,17 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from enhancer.string_metrics import BAND_LIMIT, FAILURES, named_failures
+from enhancer.string_metrics import BAND_LIMIT, FAILURES, JUDGED, is_within_bands, named_failures
 
 Row = Mapping[str, float]
 SHOWN_HARDEST = 8
-JUDGED = {
-    "": "the model",
-    "linear_": "the plain linear filter",
-    "foretold_": "the model, T60 foretold from the first seconds of the note",
-    "linear_foretold_": "the plain linear filter, T60 foretold likewise",
-}
-"""By the prefix of its metrics what was judged."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -42,11 +35,6 @@ def print_string_rows(rows: Sequence[Row], names: Sequence[str], metric: str) ->
     for row, name in hardest(rows, names, metric)[:SHOWN_HARDEST]:
         said = "; ".join(named_failures(row))
         print(f"{name}: {metric} {row[metric]:.3g}{f', {said}' if said else ''}")
-
-
-def is_within_bands(row: Row, prefix: str = "") -> bool:
-    """Whether a note is as it should be, by the model or, with `prefix` linear_, by the plain filter; NaN is not."""
-    return row[f"{prefix}t60_worst_error"] <= BAND_LIMIT and row[f"{prefix}num_failures"] == 0
 
 
 def hardest(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[tuple[Row, str]]:
