@@ -13,8 +13,10 @@ import soundfile
 import torch
 
 from data_shards.note_analysis import find_attack, noise_in_octaves
+from data_shards.string_notes import FEWEST_CLARITY
 from enhancer.inference import TrainedRun
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60, window_samples
+from enhancer.signal.pitch import cents, estimate_f0
 from enhancer.signal.resample import resample
 from hparams.errors import UserError
 from launch.common import HIGHEST_LEVEL
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 PLUCK_SECONDS = 8.0
+PITCH_SECONDS, SEAM_CENTS = 0.5, 2.0
 PLUCK_OPTIONS = ("excite", "f0", "seconds", "velocity", "position", "t60")
 PLUCK_HELP = (
     ("f0", "HZ", "pitch, such as 82.4"),
@@ -127,6 +130,9 @@ def pluck(
     heard = hear_decay(excitation, f0_hz, rate_hz)
     t60, how = told_decay(run, excitation, heard, f0_hz, t60_seconds)
     print(how, flush=True)
+    apart = told_pitch(heard, f0_hz, rate_hz)
+    if apart:
+        print(apart, flush=True)
     late = max(len(heard) - len(history), 0)
     first = heard[: len(history)] if late else history
     fallen_db = 10 * torch.log10(history.square().mean() / first.square().mean().clamp_min(1e-20))
@@ -160,6 +166,23 @@ def filled_history(excitation: torch.Tensor, period: float, frames: int) -> torc
 def hear_decay(excitation: torch.Tensor, f0_hz: float, rate_hz: int) -> torch.Tensor:
     """What of `excitation` lies behind the end of its attack; nothing where it is all attack."""
     return excitation[find_attack(excitation.double().numpy(), rate_hz, f0_hz).end :]
+
+
+def told_pitch(heard: torch.Tensor, f0_hz: float, rate_hz: int) -> str:
+    """What is to be said where a recording that is long enough sounds at another pitch than the string will.
+
+    A last period that is repeated every 1 / `f0_hz` has a seam there, which is heard as a buzz.
+    """
+    if len(heard) < PITCH_SECONDS * rate_hz:
+        return ""
+    own = estimate_f0(heard, rate_hz, near_hz=f0_hz)
+    apart = cents(own.f0_hz, f0_hz)
+    if own.clarity < FEWEST_CLARITY or not abs(apart) > SEAM_CENTS:
+        return ""
+    return (
+        f"note: the excitation sounds at {own.f0_hz:.2f} Hz, {apart:+.1f} cents from --f0; with that it goes on "
+        "without a seam"
+    )
 
 
 def told_decay(

@@ -93,6 +93,16 @@ def test_a_long_excitation_says_how_long_it_rings(runs, pluck_file, tmp_path, ca
     assert octave_t60(octave_levels(made, RATE_HZ))[0].t60_seconds[0, 1].item() == pytest.approx(1.5, rel=0.2)
 
 
+@pytest.mark.parametrize(("f0_hz", "is_told"), [(F0_HZ, False), (F0_HZ * 2 ** (-9 / 1200), True)])
+def test_a_pitch_that_is_not_that_of_the_excitation_is_told(
+    runs, pluck_file, tmp_path, capsys, f0_hz, is_told
+):
+    words = ["--excite", pluck_file(0.8), "--f0", f0_hz, "--output", tmp_path / "a2.wav", "--t60", 1]
+    assert command(runs["string"], *words, "--seconds", 1.2) == 0
+    said = "note: the excitation sounds at 110.00 Hz, +9.0 cents from --f0" in capsys.readouterr().out
+    assert said == is_told
+
+
 def test_what_is_given_counts_before_what_is_heard(runs, pluck_file, tmp_path, capsys):
     words = ["--excite", pluck_file(1.3), "--f0", F0_HZ, "--output", tmp_path / "a2.wav", "--t60", 3]
     assert command(runs["string"], *words, "--seconds", 2) == 0
