@@ -28,7 +28,7 @@ from data_shards.synthetic_string import KarplusString, draw_string
 from enhancer.engine.evaluate import summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, audible_bands, octave_levels, octave_t60
-from enhancer.string_metrics import BAND_LIMIT, HELD_AGAINST, JUDGED, is_within_bands
+from enhancer.string_metrics import BAND_LIMIT, HELD_AGAINST, JUDGED, is_within_bands, judged_prefixes
 from enhancer.tasks.string import StringTask
 
 UNSEEN_SEED = 7_654_321
@@ -118,19 +118,16 @@ def judge_notes(runs: list[TrainedRun], corpus: Path) -> int:
             row = {"item": float(len(rows)), **judge(run.task, run.module, stream.validation_row(item))}
             rows.append(row)
             name = stream.item_sources(item)["note"]
-            for prefix, whose in JUDGED.items():
-                if prefix + "t60_error" in row:
-                    print(f"{name:28s} {_errors(row, prefix)}  {whose}", flush=True)
+            for prefix in judged_prefixes([row]):
+                print(f"{name:28s} {_errors(row, prefix)}  {JUDGED[prefix]}", flush=True)
     bands, unsteady = (_total(rows, name) for name in ("t60_bands", "t60_unsteady_bands"))
     print(
         f"{bands} bands are judged; of {unsteady} of them the recording says no T60 to 20 %, see docs/strings.md"
     )
-    for prefix, title in JUDGED.items():
-        if prefix + "t60_error" not in rows[0]:
-            continue
+    for prefix in judged_prefixes(rows):
         print(
-            f"{title}: {_total(rows, prefix + 't60_bands_within')} bands within 20 %; notes with their mean over "
-            f"bands within 20 %: {_share(rows, prefix + 't60_error')}, every band: "
+            f"{JUDGED[prefix]}: {_total(rows, prefix + 't60_bands_within')} bands within 20 %; notes with their mean "
+            f"over bands within 20 %: {_share(rows, prefix + 't60_error')}, every band: "
             f"{_share(rows, prefix + 't60_worst_error')}, no failure: "
             f"{sum(row[prefix + 'num_failures'] == 0 for row in rows)} of {len(rows)}; all of it: "
             f"{sum(is_within_bands(row, prefix) for row in rows)} of {len(rows)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,19 @@ def named_failures(row: Mapping[str, Any]) -> list[str]:
 def is_within_bands(row: Mapping[str, Any], prefix: str = "") -> bool:
     """Whether a note is as it should be, by what JUDGED says of `prefix`: T60 of every band, no failure; NaN is not."""
     return row[f"{prefix}t60_worst_error"] <= BAND_LIMIT and row[f"{prefix}num_failures"] == 0
+
+
+def judged_prefixes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of JUDGED those that `rows` tell of. Where every note is too short to foretell anything, that is left out."""
+    found = []
+    for prefix in JUDGED:
+        name = f"{prefix}t60_worst_error"
+        if not all(name in row for row in rows):
+            continue
+        is_known = any(row[name] is not None and row[name] == row[name] for row in rows)
+        if is_known or "foretold" not in prefix:
+            found.append(prefix)
+    return found
 
 
 def is_of_another(name: str) -> bool:

@@ -8,7 +8,7 @@ from enhancer.report import words
 from enhancer.report.markup import Markup, element, joined
 from enhancer.report.record import RunRecord, number, summary_of
 from enhancer.report.tables import table
-from enhancer.string_metrics import BAND_LIMIT, JUDGED, is_within_bands
+from enhancer.string_metrics import BAND_LIMIT, JUDGED, is_within_bands, judged_prefixes
 
 _COLUMNS = {"t60_error": "T60, mean over bands (%)", "t60_worst_error": "T60, worst band (%)"}
 _LEVELS = "level_error_db"
@@ -16,8 +16,8 @@ _LEVELS = "level_error_db"
 
 def verdict(run: RunRecord) -> Markup | None:
     """Of each thing that was judged the notes and bands within the limit, and its errors; None for other tasks."""
-    prefixes = [prefix for prefix in JUDGED if any(f"{prefix}t60_worst_error" in row for row in run.rows)]
-    if not prefixes:
+    prefixes = judged_prefixes(run.rows)
+    if not prefixes or run.hp.task.name != "string":
         return None
     limit = f"{100 * BAND_LIMIT:.0f} %"
     lines = [_line(run, prefix) for prefix in prefixes]

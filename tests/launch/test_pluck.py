@@ -77,9 +77,9 @@ def test_one_period_fills_the_string_and_other_rates_are_resampled(runs, pluck_f
 @pytest.mark.parametrize(
     ("seconds", "says"),
     [
-        (0.6, "T60 of the excitation as a whole: "),
-        (1.3, "T60 foretold from 1 s behind the attack: "),
-        (2.4, "T60 from what lies behind 1 s of the excitation: "),
+        (0.5, "T60 of the excitation as a whole: "),
+        (0.9, "T60 foretold from 0.6 s behind the attack: "),
+        (1.6, "T60 from what lies behind 0.6 s of the excitation: "),
     ],
 )
 def test_a_long_excitation_says_how_long_it_rings(runs, pluck_file, tmp_path, capsys, seconds, says):
@@ -211,3 +211,9 @@ def test_notes_with_all_bands_within_the_limit_are_counted_beside_the_plain_filt
     output = capsys.readouterr().out
     assert "within 20 %, no failure: 2 of 4 notes by the model" in output
     assert "within 20 %, no failure: 2 of 4 notes by the plain linear filter" in output
+    foretold = [row | {"foretold_t60_worst_error": float("nan"), "foretold_num_failures": 0} for row in rows]
+    print_string_rows(foretold, ["a", "b", "c", "d"], "error")
+    assert "foretold" not in capsys.readouterr().out
+    foretold[0]["foretold_t60_worst_error"] = 0.1
+    print_string_rows(foretold, ["a", "b", "c", "d"], "error")
+    assert "1 of 4 notes by the model, T60 foretold" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enhancer.signal.decay import octave_levels, octave_t60
 from enhancer.tasks.string import StringTask
+from hparams.errors import UserError
 from hparams.load import load
 
 RATE_HZ = 44_100
@@ -192,3 +193,10 @@ def test_two_stages_learn_what_a_linear_filter_cannot_do() -> None:
     for row in rows:
         assert row["level_error_db"] < 0.7 * row["linear_level_error_db"], row
         assert row["t60_worst_error"] < 0.1 and row["num_failures"] == 0, row
+
+
+def test_a_beginning_too_short_to_hear_a_decay_in_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"outlook_seconds 0.8 leaves too little behind task.history_seconds 0.3"
+    ):
+        task_of("task.outlook_seconds=0.8", "task.history_seconds=0.3", "training_seconds=0.5")
