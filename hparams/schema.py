@@ -86,7 +86,8 @@ class HParams:
     ] = 64
     training_seconds: Annotated[Seconds, Field(description="length of a training crop")] = 1.0
     batch_size_per_gpu: Annotated[
-        Positive, Field(description="examples that a rank takes at once, and per step where it takes no parts")
+        Positive,
+        Field(description="examples that a rank takes at once, and per step where it takes no parts"),
     ] = 16
     gradient_accumulation_steps: Annotated[
         Positive,

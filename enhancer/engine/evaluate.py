@@ -60,7 +60,9 @@ def evaluate(
     """Metrics of the validation list, or None when a stop request made all ranks give it up.
 
     Batches of more than `most_rows` are taken in parts. The first one is given to the task's `show`. Neither the
-    modules' modes nor the random generators of training are changed by it. Raises DataFailure on every rank when validation data of any rank fail.
+    modules' modes nor the random generators of training are changed by it.
+
+    Raises DataFailure on every rank when validation data of any rank fail.
     """
     started = time.perf_counter()
     modules = StepModules(backend.raw_modules, backend.raw_modules)

@@ -46,9 +46,7 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     job.monitor.say(f"evaluating at step {state.step}")
     media = job.monitor.media(state.step, lambda: job.stop.is_requested)
     with job.average.in_place() if job.average else nullcontext():
-        evaluation = evaluate(
-            job.task, job.stream, job.backend, job.stop, media, job.pulse, job.most_rows
-        )
+        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse, job.most_rows)
     if evaluation is None:
         job.monitor.event(state.step, "evaluation_abandoned", "evaluation given up: asked to stop")
         return state, True

@@ -33,7 +33,7 @@ def num_parts_of(task: Task, hp: HParams, num_rows: int) -> int:
         raise UserError(
             f"gradient_accumulation_steps is {hp.gradient_accumulation_steps}, but a step of task {task.name} with "
             "these values cannot be taken in parts: it updates a module several times a batch, or remembers something "
-            "of each batch. Set gradient_accumulation_steps to 1, and batch_size_per_gpu to the examples of a rank's step"
+            "of each batch. Set gradient_accumulation_steps to 1, and batch_size_per_gpu to all examples of a rank"
         )
     return 1
 

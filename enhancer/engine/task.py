@@ -106,9 +106,9 @@ class Divisible(Protocol):
     """Whether it may be, with the values of this run. `step` is then called on each part, and what it hands to `update`
     is averaged over the parts before the module moves.
 
-    That is a step on the whole batch where losses are means over the rows, each module is updated once, nothing is
-    remembered from part to part, and no loss waits for another module's step: the step of a generator comes before
-    that of its discriminator. A task that does not say so gets its batches whole.
+    That is a step on the whole batch where losses are means over the rows, as they are over those of several ranks,
+    each module is updated once, nothing is remembered from part to part, and no loss waits for another module's step:
+    the step of a generator comes before that of its discriminator. A task that does not say so gets its batches whole.
     """
 
 

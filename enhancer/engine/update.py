@@ -58,7 +58,7 @@ class StepModules(Modules):
 
 
 class Update:
-    """The `update` of a run. `begin` opens a batch, `part` each of its `num_parts`; attributes tell what happened to it.
+    """The `update` of a run. `begin` opens a batch, `part` each of its parts; the attributes tell what happened to it.
 
     Gradients of all parts but the last wait. The last one's call then steps with their mean, or drops them.
     """
@@ -186,7 +186,7 @@ class Update:
     def _refuse_second_update(self, name: str) -> None:
         if name in self._updated:
             raise RuntimeError(
-                f"update({name!r}) was called twice with a part of a batch, but its gradients wait for the other parts. "
+                f"update({name!r}) was called twice with a part of a batch, but gradients wait for the other parts. "
                 "Update a module once a step, or let the task say that it takes no parts."
             )
         self._updated.add(name)
@@ -195,6 +195,6 @@ class Update:
         if self._num_parts > 1 and name in self._updated:
             raise RuntimeError(
                 f"modules.frozen({name!r}) comes after update({name!r}), but a batch that is taken in parts moves "
-                f"{name!r} only with the last of them, so a loss through it would see it now old, now new. Step the other "
-                "module first, or let the task say that it takes no parts."
+                f"{name!r} only with the last of them, so a loss through it would see it now old, now new. Step the "
+                "other module first, or let the task say that it takes no parts."
             )

@@ -44,8 +44,10 @@ def main(folder: Path, backend_name: str, values: list[str]) -> None:
 
         def hook(_: Any, bucket: Any) -> Any:
             counts[-1] += bucket.buffer().numel()
-            return dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future().then(
-                lambda done: done.value()[0]
+            return (
+                dist.all_reduce(bucket.buffer().div_(2), async_op=True)
+                .get_future()
+                .then(lambda done: done.value()[0])
             )
 
         for module in backend.modules.values():

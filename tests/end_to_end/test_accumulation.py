@@ -1,4 +1,4 @@
-"""Batches taken in parts by real ranks: the run of the whole batch, exact resume, bad parts, stops, less to exchange."""
+"""Batches taken in parts by real ranks: the run of whole batches, exact resume, bad parts, stops, less to exchange."""
 
 from __future__ import annotations
 
@@ -115,7 +115,16 @@ def test_a_nan_in_one_part_of_a_single_rank_skips_the_whole_step(tmp_path, value
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     words = (*ADVERSARIAL, *settings(*values), "--no-noise", "--fault", "once:4:0")
     train("deepspeed", 1, whole, *words, "--set", "batch_size_per_gpu=8")
-    train("deepspeed", 1, parts, *words, "--set", "batch_size_per_gpu=2", "--set", "gradient_accumulation_steps=4")
+    train(
+        "deepspeed",
+        1,
+        parts,
+        *words,
+        "--set",
+        "batch_size_per_gpu=2",
+        "--set",
+        "gradient_accumulation_steps=4",
+    )
     assert_alike(parts, whole, 1e-3 if "precision=bf16" in values else 1e-6)
     assert column(parts, "draws")[-1] == 88
 

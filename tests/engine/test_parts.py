@@ -138,7 +138,9 @@ def test_gradients_that_stray_into_a_module_whose_own_wait_are_refused(num_parts
     with update.part(0):
         update("judge", modules["judge"](part["target"]).mean())
         loss = modules["judge"](modules["generator"](part["mixture"])).mean()
-        with pytest.raises(RuntimeError, match=r"put gradients into module 'judge'.*modules\.frozen\('judge'\)"):
+        with pytest.raises(
+            RuntimeError, match=r"put gradients into module 'judge'.*modules\.frozen\('judge'\)"
+        ):
             update("generator", loss)
 
 
@@ -146,7 +148,9 @@ def test_a_loss_through_a_module_that_is_still_to_move_is_refused_in_parts():
     task = replace(ADVERSARIAL, is_judge_last=False)
     backend = make_backend(task)
     batch = next(ToyStream().from_draw(0))
-    with pytest.raises(RuntimeError, match=r"frozen\('judge'\) comes after update\('judge'\).*other module first"):
+    with pytest.raises(
+        RuntimeError, match=r"frozen\('judge'\) comes after update\('judge'\).*other module first"
+    ):
         take(task, backend, batch, 2)
     take(task, make_backend(task), batch, 1)
 
@@ -165,13 +169,16 @@ def test_a_task_that_takes_no_parts_keeps_its_batch_and_refuses_to_be_asked_for_
     judge_first = replace(ADVERSARIAL, is_judge_last=False)
     assert num_parts_of(judge_first, toy_hparams("batch_size_per_gpu=4"), 8) == 1
     assert num_parts_of(ADVERSARIAL, toy_hparams("batch_size_per_gpu=4"), 8) == 2
-    with pytest.raises(UserError, match="gradient_accumulation_steps is 2, but a step of task toy.*to 1"):
+    with pytest.raises(UserError, match=r"steps is 2, but a step of task toy.*to 1"):
         num_parts_of(judge_first, toy_hparams("gradient_accumulation_steps=2"), 16)
 
 
 def test_a_run_never_calls_a_module_with_more_rows_than_a_part_has(tmp_path):
     runs = {}
-    for name, values in {"whole": (), "parts": ("batch_size_per_gpu=2", "gradient_accumulation_steps=4")}.items():
+    for name, values in {
+        "whole": (),
+        "parts": ("batch_size_per_gpu=2", "gradient_accumulation_steps=4"),
+    }.items():
         task, sizes = ToyTask(has_noise=False), []
 
         def open_task(hp, place, task=task, sizes=sizes):

@@ -224,9 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream = ToyStream(
             place.rank, place.world_size, place.batch_size, options.fault, options.step_seconds
         )
-        task = ToyTask(
-            options.adversarial, not options.no_noise, options.channels_last, options.judge_last
-        )
+        task = ToyTask(options.adversarial, not options.no_noise, options.channels_last, options.judge_last)
         return task, stream
 
     session = Options(options.run, backend=options.backend, init_from=options.init_from)
