@@ -130,6 +130,18 @@ def test_gradients_wait_until_the_last_part():
     assert (moved(backend, before), waiting(backend)) == ({"generator", "judge"}, set())
 
 
+def test_a_stop_that_is_asked_for_between_parts_is_heard_after_the_whole_step():
+    backend, stop = make_backend(ADVERSARIAL), Stop()
+    before = snapshot(backend)
+    update = Update(backend, "generator", stop, num_parts=2)
+    for number, part in enumerate(cut(next(ToyStream().from_draw(0)), 2)):
+        with update.part(number):
+            ADVERSARIAL.step(update.modules(), part, update)
+        stop.request("a test")
+    assert (update.main_steps, update.is_stopping, waiting(backend)) == (1, True, set())
+    assert moved(backend, before) == {"generator", "judge"}
+
+
 @pytest.mark.parametrize("num_parts", [1, 2])
 def test_gradients_that_stray_into_a_module_whose_own_wait_are_refused(num_parts):
     backend = make_backend(ADVERSARIAL)
