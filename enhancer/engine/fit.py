@@ -21,8 +21,10 @@ from enhancer.engine.milestones import (
     log_step,
     max_lr,
     preempted,
+    raise_file_failure,
     save,
     save_before_failing,
+    tell_running,
     tell_saved,
 )
 from enhancer.engine.parts import cut, mean_over_parts
@@ -34,14 +36,15 @@ from enhancer.engine.update import Update
 def fit(job: Job, state: State) -> Outcome:
     """Train `job` on from `state` to `max_steps` or an early stop. Called by every rank, with the same outcome.
 
-    Raises DataFailure when the data of any rank fail, after saving the steps before, and SaveError when a checkpoint
-    cannot be written, on all ranks alike. Weights are finite whenever it returns or raises one of these.
+    Raises DataFailure when the data of any rank fail and FileFailure when rank 0 cannot write another file, after
+    saving the steps before, and SaveError when a checkpoint cannot be written, on all ranks alike. Weights are finite
+    whenever it returns or raises one of these.
     """
     hp = job.hp
     saved_step = state.step
     clock = Clock(job.global_batch, job.seconds_per_example)
     update = Update(job.backend, job.task.main_module, job.stop, job.average, job.num_parts)
-    job.run.status("running", state.step)
+    tell_running(job, state)
     if state.lr_decays:
         job.backend.set_max_lr(max_lr(hp, state))
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
@@ -76,6 +79,8 @@ def fit(job: Job, state: State) -> Outcome:
     except DataFailure as failure:
         save_before_failing(job, state, saved_step, failure)
         raise
+    if is_stopping:
+        raise_file_failure(job, state, saved_step)
     if state.step > saved_step:
         save(job, state, is_waiting=True)
     return end(job, preempted(job, state) if is_stopping else finished(job, state))

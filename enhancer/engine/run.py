@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -136,12 +137,15 @@ def _prepare(
 def _remove_old_request(stop_file: Path) -> None:
     """Remove a STOP file that is older than this process: a later one is for this start.
 
-    It is put aside first, since it may be written anew between a look at it and its removal.
+    It is put aside first, since it may be written anew between a look at it and its removal. Its time is that of the
+    machine that keeps the folder, whose clock may differ from this one's: the lock file beside it tells by how much.
     """
     aside = stop_file.with_name(atomic.temporary_name(STOP))
     with contextlib.suppress(FileNotFoundError):
         os.rename(stop_file, aside)
-        is_old = aside.stat().st_mtime < started_unix()
+        os.utime(stop_file.with_name(folder_lock.LOCK))
+        ahead_seconds = stop_file.with_name(folder_lock.LOCK).stat().st_mtime - time.time()
+        is_old = aside.stat().st_mtime - ahead_seconds < started_unix()
         if is_old:
             aside.unlink()
         else:
@@ -161,7 +165,7 @@ def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[Change] |
         return None
     changes = _accepted_changes(folder, path, hp, world_size)
     if changes:
-        records.append(folder / METRICS, _change_record(folder, changes))
+        records.append(folder / METRICS, [records.encode(_change_record(folder, changes))])
         atomic.write_text(path, dump(hp))
     return changes
 

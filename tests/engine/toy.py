@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enhancer.engine.session import Options, Place, leave, train
+from enhancer.engine.session import Options, Place, train
+from enhancer.engine.session_end import leave
 from enhancer.engine.task import Batch, Media, Modules, Update
 from hparams.load import load
 from hparams.schema import HParams
