@@ -27,9 +27,10 @@ from enhancer.engine.milestones import (
     tell_running,
     tell_saved,
 )
+from enhancer.engine.parts import cut, mean_over_parts
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
-from enhancer.engine.update import StepModules, Update
+from enhancer.engine.update import Update
 
 
 def fit(job: Job, state: State) -> Outcome:
@@ -42,7 +43,7 @@ def fit(job: Job, state: State) -> Outcome:
     hp = job.hp
     saved_step = state.step
     clock = Clock(job.global_batch, job.seconds_per_example)
-    update = Update(job.backend, job.task.main_module, job.stop, job.average)
+    update = Update(job.backend, job.task.main_module, job.stop, job.average, job.num_parts)
     tell_running(job, state)
     if state.lr_decays:
         job.backend.set_max_lr(max_lr(hp, state))
@@ -109,13 +110,18 @@ def _step(job: Job, update: Update, batches: Batches, batch: Batch | None) -> di
     present = batch or batches.last
     assert present is not None, "the first batch is agreed on before it is used"
     on_device = {key: value.to(job.backend.device, non_blocking=True) for key, value in present.items()}
-    modules = StepModules(job.backend.modules, job.backend.raw_modules)
+    modules = update.modules()
+    metrics = []
     try:
-        return job.task.step(modules, on_device, update)
+        for number, part in enumerate(cut(on_device, job.num_parts)):
+            with update.part(number):
+                metrics.append(job.task.step(modules, part, update))
+            job.pulse.mark("a step")
     except StepAborted:
         rng.restore(generators)
         raise_failures(batches.failure)
         return None
+    return mean_over_parts(metrics)
 
 
 def _advance(state: State, update: Update, global_batch: int) -> State:

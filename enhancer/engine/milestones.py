@@ -57,7 +57,7 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     job.monitor.say(f"evaluating at step {state.step}")
     media = job.monitor.media(state.step, lambda: job.stop.is_requested)
     with job.average.in_place() if job.average else nullcontext():
-        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse)
+        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse, job.most_rows)
     if evaluation is None:
         why = job.monitor.files.failure or "asked to stop"
         job.monitor.event(state.step, "evaluation_abandoned", f"evaluation given up: {why}")

@@ -32,6 +32,8 @@ MAY_CHANGE = {
     "copy_timeout_seconds",
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
+# Nor do these where the global batch stays.
+BATCH = {"batch_size_per_gpu", "gradient_accumulation_steps"}
 Change = tuple[str, Any, Any]
 
 
@@ -191,8 +193,8 @@ def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) ->
                 f"max_steps is {hp.max_steps}, below the resumed step: {folder} has {step} steps behind it. "
                 f"Set max_steps to {step} or more, or start afresh with another --run-dir"
             )
-        if hp.batch_size_per_gpu * world_size == global_batch:
-            refused = [change for change in refused if change[0] != "batch_size_per_gpu"]
+        if hp.batch_size_per_gpu * hp.gradient_accumulation_steps * world_size == global_batch:
+            refused = [change for change in refused if change[0] not in BATCH]
     if refused:
         lines = "\n".join(f"  {key}: the run has {was}, the command gives {now}" for key, was, now in refused)
         raise UserError(

@@ -23,6 +23,7 @@ from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
 from enhancer.engine.monitor import Monitor
+from enhancer.engine.parts import num_parts_of
 from enhancer.engine.pulse import BUILDING, Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
@@ -48,7 +49,7 @@ class Place:
     world_size: int
     local_world_size: int
     batch_size: int
-    """Examples of this rank in one batch."""
+    """Examples of this rank in one batch, which it may take in parts."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ class _Session:
         for text in checkpoints.skipped:
             say(text)
         run.step = checkpoint.state.step if checkpoint else 0
-        batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
+        fresh_size = hp.batch_size_per_gpu * hp.gradient_accumulation_steps
+        batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else fresh_size
         place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
         say("opening the corpora and building the model")
         pulse.mark(BUILDING, run.step)
@@ -210,6 +212,7 @@ class _Session:
             monitor=monitor,
             stop=stop,
             global_batch=batch_size * world_size,
+            num_parts=num_parts_of(task, hp, batch_size),
             seconds_per_example=self.options.seconds_per_example,
             average=average,
             pulse=pulse,
@@ -235,6 +238,7 @@ class _Session:
         """The task, this rank's data, and the modules on their device; fresh ones may start from other weights."""
         hp, init_from = self.hp, self.options.init_from
         task, stream = self.open_task(hp, place)
+        num_parts = num_parts_of(task, hp, place.batch_size)
         modules = task.build()
         if init_from is not None and is_fresh:
             for name, module in modules.items():
@@ -243,7 +247,8 @@ class _Session:
         if self.backend_name == "deepspeed":
             from enhancer.engine.deepspeed_backend import DeepSpeedBackend
 
-            backend: Backend = DeepSpeedBackend(self.machine, modules, groups, hp, place.batch_size)
+            rows = place.batch_size // num_parts
+            backend: Backend = DeepSpeedBackend(self.machine, modules, groups, hp, rows, num_parts)
         else:
             from enhancer.engine.accelerate_backend import AccelerateBackend
 

@@ -38,6 +38,7 @@ class StringTask:
     main_module = "string"
     best_metric = "level_error_db"
     best_is_higher = False
+    takes_parts = True
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
         assert isinstance(hp.task, StringHParams), hp.task
