@@ -20,6 +20,8 @@ MARGIN_SECONDS = 0.25
 PASS_SHARE = 0.97
 """The target's low-pass passes all up to this share of the cutoff, and nothing from the cutoff on."""
 STOP_DB = 80.0
+LEVEL_SHARE = 0.85
+"""Levels are compared up to this share of the cutoff."""
 SILENCE_PEAK = 1e-4
 
 
@@ -38,7 +40,7 @@ class DrawnShift:
 
 @dataclass(frozen=True)
 class ShiftedPair:
-    """input: shifted and shifted back, in time with target and as loud (RMS); both float32 [frames]."""
+    """input: shifted and shifted back, in time with target and as loud below the cutoff; both float32 [frames]."""
 
     input: np.ndarray
     target: np.ndarray
@@ -81,7 +83,7 @@ def shifted_pair(wave: np.ndarray, drawn: DrawnShift, rate_hz: int) -> ShiftedPa
         raise PairFailed(f"silent after {drawn.engine} at {drawn.semitones:+d} semitones")
     target = wanted[margin : margin + frames]
     # A plain phase vocoder loses 7 dB there and back. A model should not be praised for a volume knob.
-    heard = heard * (_rms(target) / _rms(heard))
+    heard = heard * (_level(target, cutoff_hz, rate_hz) / _level(heard, cutoff_hz, rate_hz))
     # Both by one gain where one of them passes full scale: clipping is none of the shifter's artefacts.
     peak = max(1.0, float(np.max(np.abs(heard))), float(np.max(np.abs(target))))
     take = ShiftTake(
@@ -111,8 +113,10 @@ def round_trip(wave: np.ndarray, drawn: DrawnShift, rate_hz: int) -> np.ndarray:
     return fitted
 
 
-def _rms(wave: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+def _level(wave: np.ndarray, cutoff_hz: float, rate_hz: int) -> float:
+    """RMS of what lies well below the cutoff, where shifters begin to fall; above 0."""
+    below = low_passed(wave, LEVEL_SHARE * cutoff_hz, rate_hz)
+    return max(float(np.sqrt(np.mean(np.square(below, dtype=np.float64)))), SILENCE_PEAK)
 
 
 def low_passed(wave: np.ndarray, cutoff_hz: float, rate_hz: int) -> np.ndarray:
