@@ -24,6 +24,7 @@ from enhancer.engine.fit import fit
 from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
+from enhancer.engine.milestones import tell_notices
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.pulse import BUILDING, Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
@@ -312,6 +313,7 @@ def _announce(
     monitor.event(
         state.step, "resumed" if checkpoint else "start", f"{where}: {task.name}, parameters {sizes}"
     )
+    tell_notices(task, monitor, state.step)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

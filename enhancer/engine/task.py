@@ -94,6 +94,14 @@ class Remembering(Protocol):
         """These tensors by name, on the CPU and the same on every rank; they are changed in place."""
 
 
+@runtime_checkable
+class Noticing(Protocol):
+    """A task that notices what the user should know of a run, beside its numbers."""
+
+    def notices(self) -> list[str]:
+        """What is new since the last call, a text each. Asked for at the start and with every logged step."""
+
+
 class Stream(Protocol):
     """A rank's share of the data. Everything in it is a pure function of the seed and the draw number.
 
