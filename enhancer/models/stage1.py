@@ -71,7 +71,9 @@ class Stage1(nn.Module):
     ) -> None:
         super().__init__()
         self.mel = mel
-        self.envelope = MelEnvelope(mel, rate_hz, vocoder.stft.window_samples)
+        # Constants are no weights, also where a model is built without memory.
+        with torch.device("cpu"):
+            self.envelope = MelEnvelope(mel, rate_hz, vocoder.stft.window_samples)
         self.normaliser = Normaliser()
         self.autoencoder = autoencoder
         self.vocoder = vocoder

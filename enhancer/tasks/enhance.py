@@ -158,7 +158,7 @@ class EnhanceTask:
 
     def _front_end(self) -> MelSpectrogram:
         hp = self.hp
-        # Constants of the front end are no weights, also where a model is built without memory.
+        # As in `Stage1`: constants are no weights.
         with torch.device("cpu"):
             return MelSpectrogram(
                 hp.wav_rate,
