@@ -161,9 +161,7 @@ def test_it_is_judged_applied_and_shown(trained: Path, corpus: Path, tmp_path: P
 
 def test_a_start_beyond_the_end_is_warned_of_in_log_and_report(corpus: Path, tmp_path: Path) -> None:
     run, page = tmp_path / "run", tmp_path / "report.html"
-    said = train(
-        run, corpus, "python", max_steps=3, save_every=3, eval_every=3, **{"task.gan_start_step": 3}
-    )
+    said = train(run, corpus, "python", max_steps=3, save_every=3, eval_every=3, **{"task.gan_start_step": 3})
     assert "task.gan_start_step 3 is not below max_steps 3" in said
     shown = run_command(PYTHON, "launch/report.py", str(run), "--output", str(page))
     assert shown.returncode == 0, shown.stderr
@@ -192,8 +190,6 @@ def test_weights_to_start_from_must_be_of_both_modules(trained: Path, corpus: Pa
     folder = tmp_path / "step-0000010"
     shutil.copytree(trained / "checkpoints/step-0000010", folder)
     (folder / "discriminator.safetensors").unlink()
-    words = command(
-        "python", tmp_path / "run", {**TINY, "fg_dir": corpus / "fg"}, "enhancer_stage1_small"
-    )
+    words = command("python", tmp_path / "run", {**TINY, "fg_dir": corpus / "fg"}, "enhancer_stage1_small")
     done = run_command(*words, "--init-from", str(folder))
     assert done.returncode == 2 and "discriminator.safetensors" in done.stderr, done.stderr

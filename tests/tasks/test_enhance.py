@@ -121,9 +121,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(hp: HParams, batch) -> None:
     update = Descent(modules)
     values = task.step(modules, batch, update)
     weights = {"autoencoder": 10.0, "mel": 1.0, "stft": 0.5, "adversarial": 0.25, "features": 3.0}
-    torch.testing.assert_close(
-        values["loss"], sum(weight * values[name] for name, weight in weights.items())
-    )
+    torch.testing.assert_close(values["loss"], sum(weight * values[name] for name, weight in weights.items()))
     for name, weight in weights.items():
         torch.testing.assert_close(values[f"{name}_weighted"], weight * values[name])
     assert update.losses[0] == ("generator", pytest.approx(float(values["loss"])))
@@ -133,7 +131,9 @@ def test_the_normaliser_sees_what_all_ranks_together_have(hp: HParams, batch) ->
     """The other rank's moments come through `update.mean`; the module then holds their means."""
     task, modules = fresh(hp)
     update = Descent(modules)
-    update.mean = lambda values: values * 0 + torch.tensor([0.25, 0.1])[: values.numel()].reshape(values.shape)  # type: ignore[method-assign]
+    update.mean = lambda values: (
+        values * 0 + torch.tensor([0.25, 0.1])[: values.numel()].reshape(values.shape)
+    )  # type: ignore[method-assign]
     task.step(modules, batch, update)
     state = modules["generator"].state_dict()
     assert float(state["normaliser.mean"]) == pytest.approx(0.25)
@@ -199,7 +199,9 @@ def test_an_all_silent_batch_moves_both_modules_by_finite_steps(hp: HParams, bat
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
-@pytest.mark.parametrize(("score", "loss", "words"), [(0.0, 2.0, "tells nothing apart"), (9.0, 0.0, "every target")])
+@pytest.mark.parametrize(
+    ("score", "loss", "words"), [(0.0, 2.0, "tells nothing apart"), (9.0, 0.0, "every target")]
+)
 def test_a_discriminator_that_stays_at_a_bound_is_told_of_once(
     hp: HParams, batch, score: float, loss: float, words: str
 ) -> None:
