@@ -3,8 +3,8 @@
     python -m bench.bench_vocoder [--fg data/fg] [--steps 100] [--set task.vocoder_width=192 ...]
 
 Both hear the mel frames themselves, without an autoencoder, and learn by the mel and STFT losses of stage 1, with Adam
-at the same rate. The other is DAC's decoder (snake activations, transposed convolutions by 14 and 30), as in BigVGAN and
-DAC, of about as many parameters. Times are CPU seconds of the process, the fastest step of each; one thread.
+at the same rate. The other is DAC's decoder (snake activations, transposed convolutions by 14 and 30), of the kind of
+BigVGAN, with about as many parameters. Times are CPU seconds of the process, the fastest step of each; one thread.
 """
 
 from __future__ import annotations

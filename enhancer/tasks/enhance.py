@@ -248,6 +248,6 @@ def _collapse_text(loss: float, num_steps: int) -> str:
     )
     bound = min(BOUNDS, key=lambda each: abs(each - loss))
     return (
-        f"the discriminator has collapsed: its loss has been at its bound of {bound:g} for {num_steps} steps, so {what}. "
-        "Lower max_lr or task.adversarial_weight, or start it later (task.gan_start_step)"
+        f"the discriminator has collapsed: its loss has been at its bound of {bound:g} for {num_steps} steps, so "
+        f"{what}. Lower max_lr or task.adversarial_weight, or start it later (task.gan_start_step)"
     )

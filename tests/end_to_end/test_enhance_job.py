@@ -44,11 +44,17 @@ TINY: dict[str, Any] = {
     "save_every": 5,
     "nj": 0,
 }
-# All take minutes: `make gan` runs them.
-SHORT = [("torchrun 2", 0, "fp32"), ("deepspeed 2", 2, "bf16")]
+# Launcher, ZeRO stage, precision, and when the game begins: before the stop at step 5, or after it.
+SHORT = [("torchrun 2", 0, "fp32", 3), ("deepspeed 2", 2, "bf16", 3), ("deepspeed 2", 1, "fp32", 7)]
+# They take ten minutes: `make gan` runs them.
 ALL = [
-    SHORT[0],
-    *(("deepspeed 2", stage, precision) for stage in (0, 1, 2) for precision in ("fp32", "bf16")),
+    *(("torchrun 2", 0, precision, start) for precision in ("fp32", "bf16") for start in (3, 7)),
+    *(
+        ("deepspeed 2", stage, precision, start)
+        for stage in (0, 1, 2)
+        for precision in ("fp32", "bf16")
+        for start in (3, 7)
+    ),
 ]
 
 
@@ -82,13 +88,14 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "stage", "precision"), ALL if os.environ.get("WAVEWRIGHT_GAN") else SHORT
+    ("launcher", "stage", "precision", "start"), ALL if os.environ.get("WAVEWRIGHT_GAN") else SHORT
 )
 def test_ten_steps_equal_five_and_a_resume_and_five_with_the_game_on(
-    corpus: Path, tmp_path: Path, launcher: str, stage: int, precision: str
+    corpus: Path, tmp_path: Path, launcher: str, stage: int, precision: str, start: int
 ) -> None:
     """Bit for bit, two ranks: every logged value, both modules and the average, and what the task remembers."""
-    values = {"zero_stage": stage, "precision": precision, "batch_size_per_gpu": 1}
+    values: dict[str, Any] = {"zero_stage": stage, "precision": precision, "batch_size_per_gpu": 1}
+    values["task.gan_start_step"] = start
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, corpus, launcher, **values)
     shutil.copytree(whole, parts)
@@ -100,7 +107,7 @@ def test_ten_steps_equal_five_and_a_resume_and_five_with_the_game_on(
     for kind in ("step", "evaluation"):
         assert metrics(parts, kind) == metrics(whole, kind)
     steps = metrics(whole, "step")
-    assert ["discriminator" in record for record in steps] == [False] * 3 + [True] * 7
+    assert ["discriminator" in record for record in steps] == [False] * start + [True] * (10 - start)
     ends = [each / "checkpoints" / "step-0000010" for each in (whole, parts)]
     for name in (*MODULES, "generator.average"):
         expected, found = (load_file(end / f"{name}.safetensors") for end in ends)
