@@ -63,7 +63,7 @@ def griffin_lim(
     hz = torch.linspace(0, rate_hz / 2, mel.n_fft // 2 + 1, device=mel_db.device)
     response = _preemphasis_response(hz, rate_hz, mel.preemphasis)
     magnitude = (inverse @ wanted).clamp(min=0) / response[:, None]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[mel_db.device] if mel_db.is_cuda else []):
         torch.manual_seed(seed)
         return torchaudio.functional.griffinlim(
             magnitude,

@@ -124,7 +124,7 @@ class EnhanceTask:
         self._num_steps += 1
         if is_playing:
             values["discriminator"] = self._judge_apart(modules, target, estimate.detach(), update)
-            values["flat_steps"] = self._flat_steps.float()
+            values["flat_steps"] = self._flat_steps.to(total)
         return {"loss": total.detach(), **values}
 
     @torch.no_grad()

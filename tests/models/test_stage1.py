@@ -29,9 +29,7 @@ def stage1(num_latents: int = 64, is_stirred: bool = False) -> Stage1:
     if is_stirred:
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(
-                    0.1 * torch.randn_like(weight) * (weight.std() if weight.numel() > 1 else 1) + 0.01
-                )
+                weight.add_(0.5 * torch.randn_like(weight))
     return model.eval()
 
 
@@ -97,13 +95,10 @@ def test_cutting_a_recording_into_chunks_changes_nothing():
 
 def test_no_sample_hears_further_than_the_context():
     model = stage1(is_stirred=True)
-    model.double()
-    wave = torch.zeros(1, 60 * 420, dtype=torch.float32)
-    wave += 0.01 * torch.randn(wave.shape, generator=torch.Generator().manual_seed(3))
+    wave = 0.01 * torch.randn(1, 60 * 420, generator=torch.Generator().manual_seed(3))
     other = wave.clone()
     middle = 30 * 420
     other[:, middle] += 0.5
-    model.float()
     with torch.no_grad():
         changed = (model(other) - model(wave)).abs()[0] > 0
     places = changed.nonzero()[:, 0]

@@ -18,7 +18,7 @@ RATE_HZ = 44_100
 
 def test_the_bands_are_torchaudios_mel_scale_of_a_spectrogram(noise_wave):
     """Front end without pre-emphasis against `torchaudio.transforms.MelSpectrogram` on the same frames."""
-    whole = noise_wave[..., : 100 * 420]
+    whole = noise_wave[..., : 23 * 420]
     theirs = torchaudio.transforms.MelSpectrogram(
         RATE_HZ,
         n_fft=2048,
@@ -39,7 +39,7 @@ def test_the_scale_runs_from_the_floor_to_the_top(noise_wave):
     torch.testing.assert_close(scaled, (mel(noise_wave) + 80) / 95)
     torch.testing.assert_close(mel.unscaled(scaled), mel(noise_wave), atol=1e-4, rtol=0)
     assert mel.scaled(torch.zeros(1, 3000)).unique().tolist() == [0.0]
-    assert float(mel.unscaled(torch.ones(()))) == TOP_DB
+    assert mel.unscaled(torch.ones(1, 1)).tolist() == [[TOP_DB]]
 
 
 @pytest.mark.parametrize(("rate_hz", "num_mels"), [(44_100, 128), (16_000, 80)])
@@ -75,7 +75,8 @@ def test_the_envelope_follows_a_slope():
     assert float((difference - difference.mean()).abs().max()) < 2.0
 
 
-def test_griffin_lim_gives_back_the_mel_spectrogram_it_is_given():
+def test_griffin_lim_gives_back_the_mel_spectrogram_it_is_given(monkeypatch):
+    """Far nearer than its random phases alone, and by itself the same each time."""
     at = torch.arange(RATE_HZ) / RATE_HZ
     wave = 0.2 * sum(torch.sin(2 * math.pi * 220 * k * at) / k for k in range(1, 20))[None]
     mel = MelSpectrogram(RATE_HZ)
@@ -86,9 +87,11 @@ def test_griffin_lim_gives_back_the_mel_spectrogram_it_is_given():
     assert restored.shape == wave.shape
     inside = slice(5, -5)
     error_db = (mel(restored) - mel(wave))[..., inside].abs().mean()
-    shuffled_db = (mel(wave.flip(-1) * 0.5) - mel(wave))[..., inside].abs().mean()
-    assert float(error_db) < 3.0 < float(shuffled_db)
     assert torch.equal(restored, griffin_lim(mel(wave), mel, RATE_HZ, wave.shape[-1]))
+    monkeypatch.setattr("enhancer.signal.mel_inverse.ITERATIONS", 0)
+    random_phases = griffin_lim(mel(wave), mel, RATE_HZ, wave.shape[-1])
+    random_db = (mel(random_phases) - mel(wave))[..., inside].abs().mean()
+    assert float(error_db) < 0.5 * float(random_db)
 
 
 def test_griffin_lim_of_silence_is_silence():
