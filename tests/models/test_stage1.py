@@ -18,7 +18,7 @@ from hparams.stft import StftConfig
 RATE_HZ = 44_100
 
 
-def stage1(num_latents: int = 64, is_stirred: bool = False) -> Stage1:
+def stage1(num_latents: int = 64, stir: float = 0.0) -> Stage1:
     torch.manual_seed(3)
     model = Stage1(
         MelSpectrogram(RATE_HZ),
@@ -26,10 +26,10 @@ def stage1(num_latents: int = 64, is_stirred: bool = False) -> Stage1:
         MelAutoencoder(num_latents=num_latents, num_extra=4, width=16, num_blocks=1, scale=2.0),
         SpectralVocoder(inputs=132, width=16, num_blocks=2, scale=2.0),
     )
-    if is_stirred:
+    if stir:
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(0.5 * torch.randn_like(weight))
+                weight.add_(stir * torch.randn_like(weight))
     return model.eval()
 
 
@@ -85,7 +85,7 @@ def test_a_short_row_and_one_of_no_whole_hops_come_back_at_their_length():
 
 
 def test_cutting_a_recording_into_chunks_changes_nothing():
-    model = stage1(is_stirred=True)
+    model = stage1(stir=0.05)
     wave = torch.randn(1, 2 * RATE_HZ, generator=torch.Generator().manual_seed(7)) * 0.1
     with torch.no_grad():
         whole = model(wave)
@@ -94,7 +94,7 @@ def test_cutting_a_recording_into_chunks_changes_nothing():
 
 
 def test_no_sample_hears_further_than_the_context():
-    model = stage1(is_stirred=True)
+    model = stage1(stir=0.5)
     wave = 0.01 * torch.randn(1, 60 * 420, generator=torch.Generator().manual_seed(3))
     other = wave.clone()
     middle = 30 * 420
