@@ -118,8 +118,8 @@ def test_ten_steps_equal_five_and_a_resume_and_five_with_the_game_on(
 
 
 def test_one_rank_of_four_and_two_ranks_of_two_have_the_same_losses(corpus: Path, tmp_path: Path) -> None:
-    """Without the mel loss of the waveform, as in the codec's test: its slope where an estimate is nearly silent hangs on
-    rounding. With it the norm of a gradient of 43 differed by 26 in step 5."""
+    """Without the mel loss of the waveform, as in the codec's test: its slope where an estimate is nearly silent hangs
+    on rounding. With it the norm of a gradient of 43 differed by 26 in step 5."""
     values = {"max_steps": 20, "save_every": 20, "eval_every": 20, "task.mel_weight": 0.0, "max_lr": 1e-4}
     train(tmp_path / "one", corpus, "python", **values, batch_size_per_gpu=4)
     train(tmp_path / "two", corpus, "torchrun 2", **values, batch_size_per_gpu=2)

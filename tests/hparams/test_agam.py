@@ -49,7 +49,7 @@ def test_the_configuration_of_the_field_and_the_preset_are_the_same_model_and_lo
         "batch_size": 50,
         "cuda": 1,
     }
-    assert changes(config(tmp_path, content)) == ALWAYS
+    assert changes(config(tmp_path, content)) == {"max_lr": 5e-4, **ALWAYS}
 
 
 # The files Configs/RNN3.json and Configs/ht11.json of Alec-Wright's repository, and one of a fork for fine-tuning.
@@ -78,6 +78,7 @@ FINETUNE = {
             {
                 "training_seconds": 1.0,
                 "batch_size_per_gpu": 25,
+                "max_lr": 5e-4,
                 # 18 segments of a second are one batch, of (44100 - 200) / 1024 updates, rounded up.
                 "max_steps": 500 * 43,
                 "eval_every": 5 * 43,
