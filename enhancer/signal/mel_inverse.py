@@ -56,27 +56,33 @@ def griffin_lim(
     """A waveform whose log-mel spectrogram is about `mel_db`, dB [B, M, N] -> [B, length], with no model at all.
 
     Magnitudes are the least-squares ones where these are not negative (torchaudio's `InverseMelScale`), pre-emphasis
-    undone in them; phases come of the fast Griffin-Lim algorithm (N. Perraudin et al., 2013) from random ones.
+    undone in them; phases come of the fast Griffin-Lim algorithm (N. Perraudin et al., 2013) from random ones of
+    `seed`, which are the same for each row: what becomes of a row hangs on no other.
     """
     wanted = 10 ** (mel_db[..., : length // mel.hop_samples + 1] / 20)
     inverse = _inverse_bank(rate_hz, mel.n_fft, mel.num_mels).to(mel_db.device)
     hz = torch.linspace(0, rate_hz / 2, mel.n_fft // 2 + 1, device=mel_db.device)
     response = _preemphasis_response(hz, rate_hz, mel.preemphasis)
     magnitude = (inverse @ wanted).clamp(min=0) / response[:, None]
+    window = hann_window(mel.window_samples, magnitude.dtype, magnitude.device)
+    waves = []
     with torch.random.fork_rng(devices=[mel_db.device] if mel_db.is_cuda else []):
-        torch.manual_seed(seed)
-        return torchaudio.functional.griffinlim(
-            magnitude,
-            window=hann_window(mel.window_samples, magnitude.dtype, magnitude.device),
-            n_fft=mel.n_fft,
-            hop_length=mel.hop_samples,
-            win_length=mel.window_samples,
-            power=1.0,
-            n_iter=ITERATIONS,
-            momentum=MOMENTUM,
-            length=length,
-            rand_init=True,
-        )
+        for row in magnitude:
+            torch.manual_seed(seed)
+            wave = torchaudio.functional.griffinlim(
+                row,
+                window=window,
+                n_fft=mel.n_fft,
+                hop_length=mel.hop_samples,
+                win_length=mel.window_samples,
+                power=1.0,
+                n_iter=ITERATIONS,
+                momentum=MOMENTUM,
+                length=length,
+                rand_init=True,
+            )
+            waves.append(wave)
+    return torch.stack(waves)
 
 
 def _interpolation(hz: Float[Tensor, " freq"], centres_hz: Float[Tensor, " mel"]) -> Tensor:

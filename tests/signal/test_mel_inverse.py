@@ -94,6 +94,14 @@ def test_griffin_lim_gives_back_the_mel_spectrogram_it_is_given(monkeypatch):
     assert float(error_db) < 0.5 * float(random_db)
 
 
+def test_griffin_lim_of_a_row_hangs_on_no_other(noise_wave):
+    mel = MelSpectrogram(RATE_HZ)
+    both = griffin_lim(mel(noise_wave), mel, RATE_HZ, noise_wave.shape[-1])
+    for row in (0, 1):
+        alone = griffin_lim(mel(noise_wave[row : row + 1]), mel, RATE_HZ, noise_wave.shape[-1])
+        torch.testing.assert_close(alone[0], both[row], atol=1e-4, rtol=0)
+
+
 def test_griffin_lim_of_silence_is_silence():
     mel = MelSpectrogram(RATE_HZ)
     silence = torch.zeros(1, 8400)
