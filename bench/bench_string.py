@@ -8,7 +8,8 @@ the limits when its T60 is within 5 %, f0 within 3 cents, DC at the end below -8
 --real: the held-out notes of each run, 4 s, by the trained model and, beside it, by the plain linear filter that knows
 the same of the note and has learned nothing: how far the T60 of their octave bands are off, with 95 % intervals.
 
-What a tone's decay is comes to the model from the tone itself, measured in octave bands (`t60` among the controls).
+What a tone's decay is comes to the model from the tone itself, measured in octave bands (`t60` among the controls):
+over the very stretch that is judged, and, for notes, likewise foretold from their first seconds alone.
 """
 
 from __future__ import annotations
@@ -27,17 +28,15 @@ from data_shards.synthetic_string import KarplusString, draw_string
 from enhancer.engine.evaluate import summarise
 from enhancer.inference import TrainedRun, load_run
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, audible_bands, octave_levels, octave_t60
-from enhancer.string_metrics import BAND_LIMIT, HELD_AGAINST
+from enhancer.string_metrics import BAND_LIMIT, HELD_AGAINST, JUDGED, is_within_bands, judged_prefixes
 from enhancer.tasks.string import StringTask
-from launch.string_rows import is_within_bands
 
 UNSEEN_SEED = 7_654_321
 SECONDS, LEAST_SHARE = 8.0, 0.95
 T60_ERROR, CENTS, DC_DBFS = 0.05, 3.0, -80.0
 NO_BAND_DB = 80.0
 SHOWN = (
-    *HELD_AGAINST,
-    *(f"linear_{name}" for name in HELD_AGAINST),
+    *(f"{prefix}{name}" for prefix in JUDGED for name in HELD_AGAINST),
     *(f"{name}_below_linear" for name in HELD_AGAINST),
 )
 
@@ -119,16 +118,19 @@ def judge_notes(runs: list[TrainedRun], corpus: Path) -> int:
             row = {"item": float(len(rows)), **judge(run.task, run.module, stream.validation_row(item))}
             rows.append(row)
             name = stream.item_sources(item)["note"]
-            print(f"{name:28s} {_errors(row, '')}   linear filter: {_errors(row, 'linear_')}", flush=True)
-    bands, unsteady = (sum(int(row[name]) for row in rows) for name in ("t60_bands", "t60_unsteady_bands"))
+            for prefix in judged_prefixes([row]):
+                print(f"{name:28s} {_errors(row, prefix)}  {JUDGED[prefix]}", flush=True)
+    bands, unsteady = (_total(rows, name) for name in ("t60_bands", "t60_unsteady_bands"))
     print(
         f"{bands} bands are judged; of {unsteady} of them the recording says no T60 to 20 %, see docs/strings.md"
     )
-    for prefix, title in (("", "trained"), ("linear_", "linear filter")):
+    for prefix in judged_prefixes(rows):
         print(
-            f"{title}: mean over bands within 20 %: {_share(rows, prefix + 't60_error')}, every band: "
+            f"{JUDGED[prefix]}: {_total(rows, prefix + 't60_bands_within')} bands within 20 %; notes with their mean "
+            f"over bands within 20 %: {_share(rows, prefix + 't60_error')}, every band: "
             f"{_share(rows, prefix + 't60_worst_error')}, no failure: "
-            f"{sum(row[prefix + 'num_failures'] == 0 for row in rows)} of {len(rows)}"
+            f"{sum(row[prefix + 'num_failures'] == 0 for row in rows)} of {len(rows)}; all of it: "
+            f"{sum(is_within_bands(row, prefix) for row in rows)} of {len(rows)}"
         )
     for name, interval in summarise(rows).items():
         if name in SHOWN:
@@ -141,6 +143,10 @@ def _errors(found: dict[str, float], prefix: str) -> str:
         f"T60 {100 * found[prefix + 't60_error']:5.1f} % worst {100 * found[prefix + 't60_worst_error']:5.1f} %  "
         f"levels {found[prefix + 'level_error_db']:5.2f} dB  {found[prefix + 'num_failures']:.0f} failures"
     )
+
+
+def _total(rows: list[dict[str, float]], name: str) -> int:
+    return sum(int(row[name]) for row in rows if row[name] == row[name])
 
 
 def _share(rows: list[dict[str, float]], name: str) -> str:

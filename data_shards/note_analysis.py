@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from enhancer.signal.decay import LOWEST_HZ, OCTAVE_CENTRES_HZ
+
 ONSET_BELOW_PEAK_DB = 30.0
 ATTACK_SECONDS = 0.3
 """The loudest period is looked for this long behind the onset."""
@@ -98,10 +100,8 @@ def second_onset(decay: np.ndarray, rate_hz: int, f0_hz: float) -> int | None:
     return None
 
 
-def noise_between_partials(
-    decay: np.ndarray, rate_hz: int, f0_hz: float, inharmonicity: float, edges_hz: np.ndarray
-) -> np.ndarray:
-    """Noise floor in bands at the end of `decay`: mean square [len(edges_hz) - 1], 0 for a band without a place for it.
+def noise_in_octaves(decay: np.ndarray, rate_hz: int, f0_hz: float, inharmonicity: float = 0.0) -> np.ndarray:
+    """Noise floor in octave bands at the end of `decay`: mean square [bands], 0 for a band without a place for it.
 
     Measured where no partial is: more than a quarter of f0 away from each. The lower quartile of the power there stands
     for noise, of whose chi-squared distribution it is ln(4 / 3) of the mean, so that a partial that strayed counts for
@@ -119,6 +119,8 @@ def noise_between_partials(
     # Half of 0.25 f0 to 0 Hz on: rumble is noise too, its window's main lobe of DC is not.
     is_between = (distance > 0.25 * f0_hz) & (hz > 4 * rate_hz / count)
     scale = 2 / (count * np.sum(window**2))
+    edges_hz = [LOWEST_HZ, *(centre * math.sqrt(2) for centre in OCTAVE_CENTRES_HZ[:-1]), rate_hz / 2]
+    edges_hz = np.maximum.accumulate(edges_hz).tolist()
     noise = np.zeros(len(edges_hz) - 1)
     for band, (low, high) in enumerate(pairwise(edges_hz)):
         inside = (hz >= low) & (hz < high)

@@ -20,7 +20,7 @@ from data_shards.ingest import AudioHeader, RejectedInput, probe, read_mono
 from data_shards.note_analysis import (
     fade_samples,
     find_attack,
-    noise_between_partials,
+    noise_in_octaves,
     reaches,
     second_onset,
     without_silence,
@@ -33,7 +33,6 @@ from data_shards.plan import InputItem, Inputs, Report, find_inputs
 from data_shards.scan import FoundFile
 from data_shards.sidecar import Reject
 from enhancer.signal.decay import (
-    LOWEST_HZ,
     OCTAVE_CENTRES_HZ,
     audible_bands,
     octave_levels,
@@ -259,10 +258,7 @@ def _end_of_decay(decay: np.ndarray, rate_hz: int, pitch: Pitch) -> tuple[int, s
     length, end = len(decay) - fade, "fade" if fade else "file"
     if length < FEWEST_PERIODS * rate_hz / pitch.f0_hz:
         raise RejectedInput(_too_short(length, rate_hz, pitch.f0_hz))
-    edges = [LOWEST_HZ, *(centre * math.sqrt(2) for centre in OCTAVE_CENTRES_HZ[:-1]), rate_hz / 2]
-    noise = noise_between_partials(
-        decay[:length], rate_hz, pitch.f0_hz, pitch.inharmonicity, np.maximum.accumulate(edges)
-    )
+    noise = noise_in_octaves(decay[:length], rate_hz, pitch.f0_hz, pitch.inharmonicity)
     met = reaches(decay[:length], rate_hz, pitch.f0_hz, float(noise.sum()))
     if met is not None:
         length, end = met, "noise"

@@ -5,12 +5,14 @@ Notes are seconds long, so each rank holds all of them as float32 and cuts windo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from data_shards.corpus import Corpus
 from data_shards.errors import CorpusError
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 LEVEL_HOP_SECONDS = 0.01
 NOISE_MARGIN_DB = 10.0
 LOWEST_DB = -200.0
+MOST_OUTLOOK_NOTES = 48
+"""Evenly among those that train: what is learned from them is a handful of numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +166,22 @@ class StringStream:
         return {"note": self.valid[item].source}
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """None: rows refer to nothing beside themselves."""
-        return {}
+        """What the outlook of a string learns from: `outlook_level_db` [N, bands, frames] of N notes that train,
+
+        from the end of the attack on, as long as notes are judged, NaN behind their end; `outlook_f0_hz` [N]; and
+        `outlook_stop_db` [N, bands], where their noise begins.
+        """
+        notes = self.train[:: math.ceil(len(self.train) / MOST_OUTLOOK_NOTES)]
+        waves = [torch.from_numpy(note.wave[None, : self.valid_frames]) for note in notes]
+        levels = [octave_levels(wave, self.rate_hz).band_db[0].T for wave in waves]
+        noise = torch.cat([_bands(note.take.noise_db) for note in notes])
+        return {
+            "outlook_level_db": pad_sequence(levels, batch_first=True, padding_value=math.nan).transpose(
+                1, 2
+            ),
+            "outlook_f0_hz": torch.tensor([note.take.f0_hz for note in notes]),
+            "outlook_stop_db": noise.nan_to_num(LOWEST_DB) + NOISE_MARGIN_DB,
+        }
 
 
 def open_string_stream(

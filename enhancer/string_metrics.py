@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,15 @@ BLOW_UP_DB = 20.0
 BAND_LIMIT = 0.2
 """T60 of every octave band of a note should be within this share of the recording's."""
 HELD_AGAINST = ("t60_error", "t60_worst_error", "level_error_db")
+ALSO_OF_LINEAR = (*HELD_AGAINST, "t60_bands_within", "num_failures")
+
+JUDGED = {
+    "": "the model",
+    "linear_": "the plain linear filter",
+    "foretold_": "the model, T60 foretold from the first seconds of the note",
+    "linear_foretold_": "the plain linear filter, T60 foretold likewise",
+}
+"""By the prefix of its metrics what was judged."""
 
 NEVER = "never decays"
 FAST = "decays much too fast"
@@ -97,7 +106,7 @@ def string_metrics(
             that hold a partial of f0, begin within AUDIBLE_DB of the loudest and whose target falls by 10 dB or
             more before it is NOISE_MARGIN_DB above the noise. Both are fitted down to the same level. At most
             LARGEST_ERROR a band.
-        t60_bands: how many bands that were.
+        t60_bands, t60_bands_within: how many bands that were, and how many of them are within BAND_LIMIT.
         t60_unsteady_bands: of how many of them the target itself says no T60 to STEADY_SHARE: without the first or the
             last tenth of what is fitted its T60 is another by more. They are judged all the same.
         t60_whole_error: likewise of all bands together, signed.
@@ -124,9 +133,32 @@ def named_failures(row: Mapping[str, Any]) -> list[str]:
     return [text for name, text in FAILURES.items() if row.get(name)]
 
 
+def is_within_bands(row: Mapping[str, Any], prefix: str = "") -> bool:
+    """Whether a note is as it should be, by what JUDGED says of `prefix`: T60 of every band, no failure; NaN is not."""
+    return row[f"{prefix}t60_worst_error"] <= BAND_LIMIT and row[f"{prefix}num_failures"] == 0
+
+
+def judged_prefixes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of JUDGED those that `rows` tell of. Where every note is too short to foretell anything, that is left out."""
+    found = []
+    for prefix in JUDGED:
+        name = f"{prefix}t60_worst_error"
+        if not all(name in row for row in rows):
+            continue
+        is_known = any(row[name] is not None and row[name] == row[name] for row in rows)
+        if is_known or "foretold" not in prefix:
+            found.append(prefix)
+    return found
+
+
+def is_of_another(name: str) -> bool:
+    """Whether a metric says how something else than the model as it is trained and told did, or what lies between."""
+    return name.startswith(tuple(prefix for prefix in JUDGED if prefix)) or name.endswith("_below_linear")
+
+
 def beside_linear(own: Mapping[str, float], linear: Mapping[str, float]) -> dict[str, float]:
     """The metrics of a plain linear filter that a model is held against, and by how much the model's own are below."""
-    beside = {f"linear_{name}": linear[name] for name in (*HELD_AGAINST, "num_failures")}
+    beside = {f"linear_{name}": linear[name] for name in ALSO_OF_LINEAR}
     return beside | {f"{name}_below_linear": linear[name] - own[name] for name in HELD_AGAINST}
 
 
@@ -204,8 +236,9 @@ def _row_metrics(
 
 
 MEASURED = (
-    "t60_error", "t60_worst_error", "t60_bands", "t60_unsteady_bands", "t60_whole_error", "f0_error_cents",
-    "end_dc_dbfs", "energy_gain_db_per_period", "energy_gain_max_db", "level_error_db", "spectral_distance",
+    "t60_error", "t60_worst_error", "t60_bands", "t60_bands_within", "t60_unsteady_bands", "t60_whole_error",
+    "f0_error_cents", "end_dc_dbfs", "energy_gain_db_per_period", "energy_gain_max_db", "level_error_db",
+    "spectral_distance",
 )  # fmt: skip
 
 
@@ -232,6 +265,7 @@ def decay_errors(
         "t60_error": sum(errors) / len(errors) if errors else math.nan,
         "t60_worst_error": max(errors, default=math.nan),
         "t60_bands": float(len(bands)),
+        "t60_bands_within": float(sum(error <= BAND_LIMIT for error in errors)),
         "t60_unsteady_bands": float(unsteady),
         "t60_whole_error": _whole_error(levels.whole_db, levels.hop_seconds),
         "level_error_db": sum(differences) / len(differences) if differences else math.nan,

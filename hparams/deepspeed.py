@@ -37,6 +37,8 @@ def deepspeed_config(hp: HParams) -> dict[str, Any]:
     if hp.lr_plateau_patience:
         config["scheduler"]["type"] = "WarmupLR"
         del config["scheduler"]["params"]["total_num_steps"]
+    if hp.gradient_accumulation_steps > 1:
+        config["gradient_accumulation_steps"] = hp.gradient_accumulation_steps
     if hp.zero_stage:
         config["zero_optimization"] = {"stage": hp.zero_stage}
     if hp.precision == "bf16":

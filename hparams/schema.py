@@ -85,7 +85,17 @@ class HParams:
         ),
     ] = 64
     training_seconds: Annotated[Seconds, Field(description="length of a training crop")] = 1.0
-    batch_size_per_gpu: Annotated[Positive, Field(description="examples per rank and step")] = 16
+    batch_size_per_gpu: Annotated[
+        Positive,
+        Field(description="examples that a rank takes at once, and per step where it takes no parts"),
+    ] = 16
+    gradient_accumulation_steps: Annotated[
+        Positive,
+        Field(
+            description="parts of batch_size_per_gpu examples that a rank takes one after another for one step; the "
+            "global batch is ranks * batch_size_per_gpu * this"
+        ),
+    ] = 1
     min_lr: Annotated[PositiveFloat, Field(description="learning rate at the first step of the warm-up")] = (
         1e-5
     )

@@ -281,6 +281,8 @@ class ContextHParams:
         return round(self.context_ms * rate_hz / 1000)
 
 
+LEAST_OUTLOOK_SECONDS = 0.53
+"""Two windows in which levels of octave bands are measured, at the rate where they are longest."""
 StringControl = Literal["f0", "velocity", "position", "t60"]
 
 
@@ -327,6 +329,13 @@ class StringHParams:
             description="two bounded loops side by side: a part of each band that falls fast, and what rings on"
         ),
     ] = False
+    outlook_seconds: Annotated[
+        float,
+        Field(
+            ge=0.6,
+            description="seconds of a note's beginning from which its T60 is foretold, where it is not known",
+        ),
+    ] = 1.0
     history_seconds: Annotated[
         PositiveFloat,
         Field(
@@ -383,6 +392,11 @@ class StringHParams:
         if first > last:
             raise ValueError(
                 f"task.rollout_periods is ({first}, {last}); needed first <= last, such as (8, 400)"
+            )
+        if self.outlook_seconds < self.history_seconds + LEAST_OUTLOOK_SECONDS:
+            raise ValueError(
+                f"task.outlook_seconds {self.outlook_seconds:g} leaves too little behind task.history_seconds "
+                f"{self.history_seconds:g} to hear a decay in; needed {LEAST_OUTLOOK_SECONDS:g} s more than that"
             )
         if len(set(self.controls)) != len(self.controls):
             raise ValueError(f"task.controls {list(self.controls)} names one twice; name each once")

@@ -6,26 +6,38 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import soundfile
 import torch
 
+from data_shards.note_analysis import find_attack, noise_in_octaves
+from data_shards.string_notes import FEWEST_CLARITY
 from enhancer.inference import TrainedRun
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60, window_samples
+from enhancer.signal.pitch import cents, estimate_f0
 from enhancer.signal.resample import resample
 from hparams.errors import UserError
 from launch.common import HIGHEST_LEVEL
 
+if TYPE_CHECKING:
+    from enhancer.models.string import PluckedString
+
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 PLUCK_SECONDS = 8.0
+PITCH_SECONDS, SEAM_CENTS = 0.5, 2.0
 PLUCK_OPTIONS = ("excite", "f0", "seconds", "velocity", "position", "t60")
 PLUCK_HELP = (
     ("f0", "HZ", "pitch, such as 82.4"),
     ("seconds", "S", f"length of what is written, the excitation included; default {PLUCK_SECONDS:g}"),
     ("velocity", "SHARE", "how hard it is plucked, 0 to 1; default: not known"),
     ("position", "SHARE", "where, as a share of its length; default: not known"),
-    ("t60", "S", "time to fall by 60 dB, at all frequencies; default: as the excitation does"),
+    (
+        "t60",
+        "S",
+        "time to fall by 60 dB, at all frequencies; default: as an excitation of 0.4 s, better 1 s, says",
+    ),
 )
 
 
@@ -94,8 +106,8 @@ def pluck(
 ) -> torch.Tensor:
     """A string at `f0_hz` that `excitation` [T] sets going: the excitation, and then what the string does alone.
 
-    Float32 [seconds * rate]. The decay is `t60_seconds` at all frequencies where it is given, else that which the
-    excitation itself has, where it is long enough to tell. Raises: UserError.
+    Float32 [seconds * rate]. The decay is `t60_seconds` at all frequencies where it is given, else what the excitation
+    says of it, which is printed: see `told_decay`. Raises: UserError.
     """
     rate_hz = run.hp.wav_rate
     period = rate_hz / f0_hz
@@ -115,19 +127,27 @@ def pluck(
             "give more, or a shorter --excite"
         )
     history = filled_history(excitation, period, round(run.hp.task.history_seconds * rate_hz))  # type: ignore[union-attr]
-    t60 = _decay_of(run, excitation, t60_seconds)
+    heard = hear_decay(excitation, f0_hz, rate_hz)
+    t60, how = told_decay(run, excitation, heard, f0_hz, t60_seconds)
+    print(how, flush=True)
+    apart = told_pitch(heard, f0_hz, rate_hz)
+    if apart:
+        print(apart, flush=True)
+    late = max(len(heard) - len(history), 0)
+    first = heard[: len(history)] if late else history
+    fallen_db = 10 * torch.log10(history.square().mean() / first.square().mean().clamp_min(1e-20))
     device = next(run.module.parameters()).device
     unknown = [math.nan if value is None else value for value in (velocity, position)]
-    rows = [torch.tensor([value], dtype=torch.float32, device=device) for value in (f0_hz, *unknown, 0.0)]
+    values = (f0_hz, *unknown, float(fallen_db.clamp_min(-100)), late / rate_hz)
+    rows = [torch.tensor([value], dtype=torch.float32, device=device) for value in values]
     with torch.no_grad():
         decay = run.module(
             history[None].to(device),
             count - len(excitation),
-            rows[0],
-            rows[1],
-            rows[2],
+            *rows[:3],
             t60.to(device),
             rows[3],
+            time=rows[4],
         )
     return torch.cat([excitation, decay[0].float().cpu()])
 
@@ -143,22 +163,71 @@ def filled_history(excitation: torch.Tensor, period: float, frames: int) -> torc
     return torch.cat([torch.from_numpy(before).to(excitation), excitation])
 
 
-def _decay_of(run: TrainedRun, excitation: torch.Tensor, t60_seconds: float | None) -> torch.Tensor:
-    """T60 by octave band [1, bands] that the model is told, NaN where it is not known."""
+def hear_decay(excitation: torch.Tensor, f0_hz: float, rate_hz: int) -> torch.Tensor:
+    """What of `excitation` lies behind the end of its attack; nothing where it is all attack."""
+    return excitation[find_attack(excitation.double().numpy(), rate_hz, f0_hz).end :]
+
+
+def told_pitch(heard: torch.Tensor, f0_hz: float, rate_hz: int) -> str:
+    """What is to be said where a recording that is long enough sounds at another pitch than the string will.
+
+    A last period that is repeated every 1 / `f0_hz` has a seam there, which is heard as a buzz.
+    """
+    if len(heard) < PITCH_SECONDS * rate_hz:
+        return ""
+    own = estimate_f0(heard, rate_hz, near_hz=f0_hz)
+    apart = cents(own.f0_hz, f0_hz)
+    if own.clarity < FEWEST_CLARITY or not abs(apart) > SEAM_CENTS:
+        return ""
+    return (
+        f"note: the excitation sounds at {own.f0_hz:.2f} Hz, {apart:+.1f} cents from --f0; with that it goes on "
+        "without a seam"
+    )
+
+
+def told_decay(
+    run: TrainedRun, excitation: torch.Tensor, heard: torch.Tensor, f0_hz: float, t60_seconds: float | None
+) -> tuple[torch.Tensor, str]:
+    """(T60 by octave band [1, bands] that the model is told, NaN where it is not known; where it is from, to be shown).
+
+    It is `t60_seconds` where that is given. Else a recording that is long enough says it: by what its outlook
+    foretells, or, where as much lies behind what that hears, by the line through it; a shorter one by one through all.
+    Raises: UserError.
+    """
     rate_hz = run.hp.wav_rate
     unknown = torch.full((1, len(OCTAVE_CENTRES_HZ)), math.nan)
     if t60_seconds is not None:
-        return torch.full_like(unknown, t60_seconds)
-    if "t60" not in run.hp.task.controls:  # type: ignore[union-attr]
-        return unknown
+        return torch.full_like(unknown, t60_seconds), f"T60 is {t60_seconds:g} s, as given"
+    outlook = cast("PluckedString", run.module).outlook
+    if outlook is None:
+        return unknown, "this model is not told T60: it guesses by pitch, velocity and position"
+    size = outlook.heard_samples
+    if len(heard) >= size:
+        t60 = outlook(heard[None], torch.tensor([f0_hz]))
+        rest = heard[size:]
+        if len(rest) < size:
+            return t60, f"T60 foretold from {outlook.seconds:g} s behind the attack: {_by_band(t60)}"
+        noise = torch.from_numpy(noise_in_octaves(rest.double().numpy(), rate_hz, f0_hz))[None]
+        own = _measured(rest, rate_hz, 10 * noise.clamp_min(1e-20).log10())
+        t60 = torch.where(own.isfinite() & t60.isfinite(), own, t60)
+        return t60, f"T60 from what lies behind {outlook.seconds:g} s of the excitation: {_by_band(t60)}"
     if len(excitation) >= 2 * window_samples(rate_hz):
-        measured, _ = octave_t60(octave_levels(excitation[None], rate_hz))
-        if bool(measured.t60_seconds.isfinite().any()):
-            return measured.t60_seconds.float()
+        t60 = _measured(excitation, rate_hz)
+        if bool(t60.isfinite().any()):
+            return t60, f"T60 of the excitation as a whole: {_by_band(t60)}"
     raise UserError(
         "this model is told how long a note rings, and the excitation is too short to say; give --t60 SECONDS, such as "
-        "--t60 4"
+        f"--t60 4, or an excitation of {outlook.seconds:g} s behind its attack"
     )
+
+
+def _measured(wave: torch.Tensor, rate_hz: int, noise_db: torch.Tensor | None = None) -> torch.Tensor:
+    return octave_t60(octave_levels(wave[None], rate_hz), noise_db)[0].t60_seconds.float()
+
+
+def _by_band(t60: torch.Tensor) -> str:
+    columns = zip(OCTAVE_CENTRES_HZ, t60[0].tolist(), strict=True)
+    return ", ".join(f"{value:.1f} s at {centre:g} Hz" for centre, value in columns if value == value)
 
 
 def read_excitation(path: Path, rate_hz: int) -> torch.Tensor:

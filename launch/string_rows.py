@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from enhancer.string_metrics import BAND_LIMIT, FAILURES, named_failures
+from enhancer.string_metrics import (
+    BAND_LIMIT,
+    FAILURES,
+    JUDGED,
+    is_within_bands,
+    judged_prefixes,
+    named_failures,
+)
 
 Row = Mapping[str, float]
 SHOWN_HARDEST = 8
@@ -23,11 +30,10 @@ def print_string_rows(rows: Sequence[Row], names: Sequence[str], metric: str) ->
             print(f"failure: {text}: {len(hit)} of {len(rows)} notes: {', '.join(hit[:SHOWN_HARDEST])}{more}")
     if not any(named_failures(row) for row in rows):
         print(f"no failure on {len(rows)} notes")
-    for name, whose in (("", "the model"), ("linear_", "the plain linear filter")):
-        if all(f"{name}t60_worst_error" in row for row in rows):
-            within = sum(is_within_bands(row, name) for row in rows)
-            limit = f"T60 of every octave band within {100 * BAND_LIMIT:.0f} %, no failure"
-            print(f"{limit}: {within} of {len(rows)} notes by {whose}")
+    for prefix in judged_prefixes(rows):
+        within = sum(is_within_bands(row, prefix) for row in rows)
+        limit = f"T60 of every octave band within {100 * BAND_LIMIT:.0f} %, no failure"
+        print(f"{limit}: {within} of {len(rows)} notes by {JUDGED[prefix]}")
     known = np.array([row[metric] for row in rows if row[metric] == row[metric]])
     if len(known):
         shown = ", ".join(f"{value:.3g}" for value in np.quantile(known, QUANTILES))
@@ -35,11 +41,6 @@ def print_string_rows(rows: Sequence[Row], names: Sequence[str], metric: str) ->
     for row, name in hardest(rows, names, metric)[:SHOWN_HARDEST]:
         said = "; ".join(named_failures(row))
         print(f"{name}: {metric} {row[metric]:.3g}{f', {said}' if said else ''}")
-
-
-def is_within_bands(row: Row, prefix: str = "") -> bool:
-    """Whether a note is as it should be, by the model or, with `prefix` linear_, by the plain filter; NaN is not."""
-    return row[f"{prefix}t60_worst_error"] <= BAND_LIMIT and row[f"{prefix}num_failures"] == 0
 
 
 def hardest(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[tuple[Row, str]]:

@@ -180,7 +180,7 @@ def _is_missing(place: Path | str) -> bool:
 def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     """The task that `hp` names and this rank's share of its data."""
     from data_shards.stream import worker_count
-    from enhancer.engine.session import say
+    from enhancer.engine.session_end import say
     from enhancer.tasks import TASKS
     from launch.codec_weights import listening_constants
     from launch.common import open_data
@@ -204,7 +204,7 @@ if __name__ == "__main__":
     keep_freed_memory()
     code = main()
     if "torch" in sys.modules:
-        from enhancer.engine.session import leave
+        from enhancer.engine.session_end import leave
 
         leave(code)
     sys.exit(code)

@@ -137,6 +137,9 @@ def test_bands_below_the_string_are_not_judged(random):
     judged_as_low = string_metrics(high[None], (high + rumble)[None], RATE_HZ, torch.tensor([98.0]))
     assert judged_as_low["t60_worst_error"].item() > 0.2
     assert judged_as_low["t60_bands"].item() == columns["t60_bands"].item() + 1
+    # The band of the rumble is the one that is off.
+    assert judged_as_low["t60_bands_within"].item() == columns["t60_bands_within"].item()
+    assert columns["t60_bands_within"].item() == columns["t60_bands"].item()
 
 
 def test_a_band_whose_t60_hangs_on_the_stretch_is_counted_as_unsteady():

@@ -7,7 +7,8 @@ optimiser, its learning rate and clipping are ours, and the numbers are those of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,21 @@ class AccelerateBackend:
         self._steps = dict.fromkeys(modules, 0)
         self.set_max_lr(hp.max_lr)
 
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """See Backend."""
+        with ExitStack() as stack:
+            for module in self.modules.values():
+                stack.enter_context(self._accelerator.no_sync(module))
+            yield
+
     def backward(self, name: str, loss: Tensor) -> None:
         """See Backend."""
         self._accelerator.backward(loss)
+
+    def drop(self, name: str) -> None:
+        """See Backend."""
+        self._optimizers[name].zero_grad(set_to_none=True)
 
     def step(self, name: str, loss: Tensor) -> float:
         """See Backend."""
@@ -83,7 +96,7 @@ class AccelerateBackend:
             self._optimizers[name].step()
             self._steps[name] += 1
             self._set_learning_rate(name)
-        self._optimizers[name].zero_grad(set_to_none=True)
+        self.drop(name)
         return value
 
     def learning_rate(self, name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +41,17 @@ class Backend(Protocol):
     def raw_modules(self) -> Mapping[str, nn.Module]:
         """The modules themselves, in the same precision, for evaluation and for a step through a frozen module."""
 
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Forward and backward passes of a part of a batch that is not the last: its gradients wait for those to come.
+
+        Ranks need not exchange them before the last part, whose passes are outside.
+        """
+
     def backward(self, name: str, loss: Tensor) -> None:
-        """Gradients of the scalar `loss` into module `name`, averaged over the ranks."""
+        """Gradients of the scalar `loss` into module `name`, added to those that wait; averaged over the ranks."""
+
+    def drop(self, name: str) -> None:
+        """Forget the gradients of module `name` that wait."""
 
     def step(self, name: str, loss: Tensor) -> float:
         """Clip, one optimiser step, the next learning rate; returns the global L2 norm of the gradients of

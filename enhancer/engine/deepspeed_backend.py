@@ -32,7 +32,10 @@ NEVER = 1 << 60
 
 
 class DeepSpeedBackend:
-    """Backend on `deepspeed_machine.start`'s process group; `batch_size` is the batch of one rank."""
+    """Backend on `deepspeed_machine.start`'s process group.
+
+    `batch_size` is the batch of one rank, or one of the `num_parts` that it is taken in.
+    """
 
     name = "deepspeed"
 
@@ -43,6 +46,7 @@ class DeepSpeedBackend:
         groups: ParamGroups,
         hp: HParams,
         batch_size: int,
+        num_parts: int = 1,
     ) -> None:
         import deepspeed
 
@@ -62,7 +66,7 @@ class DeepSpeedBackend:
                 model=module,
                 optimizer=None if hp.optimizer == "adamw" else partial(make_optimizer, hp),
                 model_parameters=own_groups,
-                config=self._config(batch_size, rate_shares(hp, own_groups)),
+                config=self._config(batch_size, num_parts, rate_shares(hp, own_groups)),
                 dist_init_required=False,
             )
             if hp.precision == "bf16":
@@ -72,17 +76,38 @@ class DeepSpeedBackend:
         self.modules: dict[str, nn.Module] = dict(self._engines)
         self.raw_modules = dict(modules)
 
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """See Backend. ZeRO 2 and 3 hold parts of gradients, so they exchange them all the same."""
+        self._set_boundary(False)
+        try:
+            yield
+        finally:
+            self._set_boundary(True)
+
     def backward(self, name: str, loss: Tensor) -> None:
         """See Backend."""
         if not self._is_plain and distributed.world_size() == 1 and not bool(torch.isfinite(loss.detach())):
             self._refused.add(name)  # ZeRO may find finite gradients under a loss that is not.
             return
-        self._engines[name].backward(loss)
+        # `loss` is divided by the number of parts already.
+        self._engines[name].backward(loss, scale_wrt_gas=False)
+
+    def drop(self, name: str) -> None:
+        """See Backend."""
+        engine = self._engines[name]
+        engine.zero_grad()
+        if self._hp.zero_stage:
+            engine.optimizer.zero_grad()
+        if self._hp.zero_stage in (1, 2):
+            for waiting in (engine.optimizer.averaged_gradients, engine.optimizer.all_grad_tensors):
+                waiting.clear()
 
     def step(self, name: str, loss: Tensor) -> float:
         """See Backend."""
         if name in self._refused:
             self._refused.remove(name)
+            self.drop(name)
             return math.nan
         engine = self._engines[name]
         if not self._is_plain:
@@ -172,13 +197,18 @@ class DeepSpeedBackend:
             "world_size": distributed.world_size(),
         }
 
-    def _config(self, batch_size: int, shares: list[float]) -> dict[str, Any]:
+    def _set_boundary(self, is_last: bool) -> None:
+        for engine in self._engines.values():
+            engine.set_gradient_accumulation_boundary(is_last)
+
+    def _config(self, batch_size: int, num_parts: int, shares: list[float]) -> dict[str, Any]:
         """`hp.deepspeed_config` with what this machine and this backend ask for.
 
         `shares`: see `rate_shares`.
         """
         config = self._hp.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = batch_size
+        config["gradient_accumulation_steps"] = num_parts
         config["steps_per_print"] = NEVER
         if self._hp.optimizer == "adamw":
             # torch's AdamW decays weights unless told not to; DeepSpeed's own Adam does not.

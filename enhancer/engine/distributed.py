@@ -21,8 +21,11 @@ T = TypeVar("T")
 # Machines may start minutes apart, and rank 0 alone checks checksums of large files while the others wait for it.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
-# What gloo says of another rank that is gone, or of one that it hears nothing of.
-_LOST = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+# What gloo, and the store that ranks meet at, say of another rank that is gone, or of one that they hear nothing of.
+_LOST = (
+    *("Timed out waiting", "Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+    *("Connection refused", "connectFullMesh failed", "Failed to recv", "failed to recv"),
+)
 
 
 class RanksLost(RuntimeError):

@@ -15,6 +15,7 @@ from enhancer.engine import distributed, rng
 from enhancer.engine.backend import Backend
 from enhancer.engine.batches import raise_failures
 from enhancer.engine.guard import Flags
+from enhancer.engine.parts import cut, num_equal_parts
 from enhancer.engine.pulse import Pulse
 from enhancer.engine.stop import Stop
 from enhancer.engine.task import Batch, Media, Stream, Task
@@ -48,17 +49,26 @@ class Evaluation:
 
 
 def evaluate(
-    task: Task, stream: Stream, backend: Backend, stop: Stop, media: Media, pulse: Pulse | None = None
+    task: Task,
+    stream: Stream,
+    backend: Backend,
+    stop: Stop,
+    media: Media,
+    pulse: Pulse | None = None,
+    most_rows: int | None = None,
 ) -> Evaluation | None:
     """Metrics of the validation list, or None when a stop request made all ranks give it up.
 
-    The first batch is given to the task's `show`. Neither the modules' modes nor the random generators of training
-    are changed by it. Raises DataFailure on every rank when validation data of any rank fail.
+    Batches of more than `most_rows` are taken in parts. The first one is given to the task's `show`. Neither the
+    modules' modes nor the random generators of training are changed by it.
+
+    Raises DataFailure on every rank when validation data of any rank fail.
     """
     started = time.perf_counter()
     modules = StepModules(backend.raw_modules, backend.raw_modules)
     with _evaluating(modules):
-        rows = _rows_of_this_rank(task, stream, backend, modules, stop, media, pulse or Pulse())
+        batches = _checked(stream, most_rows)
+        rows = _rows_of_this_rank(task, batches, backend, modules, stop, media, pulse or Pulse())
     if rows is None:
         return None
     gathered = sorted(
@@ -114,11 +124,17 @@ def groups_of_task(task: Any, rows: Sequence[Row]) -> list[Group]:
 
 
 def _rows_of_this_rank(
-    task: Task, stream: Stream, backend: Backend, modules: StepModules, stop: Stop, media: Media, pulse: Pulse
+    task: Task,
+    batches: Iterator[tuple[Batch, str]],
+    backend: Backend,
+    modules: StepModules,
+    stop: Stop,
+    media: Media,
+    pulse: Pulse,
 ) -> list[Row] | None:
     rows: list[Row] = []
     is_first = True
-    for batch, failure in _checked(stream):
+    for batch, failure in batches:
         pulse.mark("an evaluation")
         agreed = Flags(is_stopping=stop.is_requested, is_missing=bool(failure)).agreed()
         if agreed.is_missing:
@@ -136,11 +152,13 @@ def _rows_of_this_rank(
     return None if Flags(is_stopping=media.is_cut).agreed().is_stopping else rows
 
 
-def _checked(stream: Stream) -> Iterator[tuple[Batch, str]]:
-    """Validation batches with an empty text; a failure ends them with its own text."""
+def _checked(stream: Stream, most_rows: int | None) -> Iterator[tuple[Batch, str]]:
+    """Validation batches, or their parts, with an empty text; a failure ends them with its own text."""
     try:
         for batch in stream.validation():
-            yield batch, ""
+            num_rows = len(batch["item"])
+            for part in cut(batch, num_equal_parts(num_rows, most_rows or num_rows)):
+                yield part, ""
     except (ValueError, OSError, RuntimeError) as error:
         yield {}, f"{type(error).__name__}: {error}"
 

@@ -21,26 +21,30 @@ from enhancer.engine.milestones import (
     log_step,
     max_lr,
     preempted,
+    raise_file_failure,
     save,
     save_before_failing,
+    tell_running,
     tell_saved,
 )
+from enhancer.engine.parts import cut, mean_over_parts
 from enhancer.engine.state import State
 from enhancer.engine.task import Batch
-from enhancer.engine.update import StepModules, Update
+from enhancer.engine.update import Update
 
 
 def fit(job: Job, state: State) -> Outcome:
     """Train `job` on from `state` to `max_steps` or an early stop. Called by every rank, with the same outcome.
 
-    Raises DataFailure when the data of any rank fail, after saving the steps before, and SaveError when a checkpoint
-    cannot be written, on all ranks alike. Weights are finite whenever it returns or raises one of these.
+    Raises DataFailure when the data of any rank fail and FileFailure when rank 0 cannot write another file, after
+    saving the steps before, and SaveError when a checkpoint cannot be written, on all ranks alike. Weights are finite
+    whenever it returns or raises one of these.
     """
     hp = job.hp
     saved_step = state.step
     clock = Clock(job.global_batch, job.seconds_per_example)
-    update = Update(job.backend, job.task.main_module, job.stop, job.average)
-    job.run.status("running", state.step)
+    update = Update(job.backend, job.task.main_module, job.stop, job.average, job.num_parts)
+    tell_running(job, state)
     if state.lr_decays:
         job.backend.set_max_lr(max_lr(hp, state))
     state, is_stopping = evaluate_if_due(job, state)  # A stop request may have cut the last one short.
@@ -75,6 +79,8 @@ def fit(job: Job, state: State) -> Outcome:
     except DataFailure as failure:
         save_before_failing(job, state, saved_step, failure)
         raise
+    if is_stopping:
+        raise_file_failure(job, state, saved_step)
     if state.step > saved_step:
         save(job, state, is_waiting=True)
     return end(job, preempted(job, state) if is_stopping else finished(job, state))
@@ -104,13 +110,18 @@ def _step(job: Job, update: Update, batches: Batches, batch: Batch | None) -> di
     present = batch or batches.last
     assert present is not None, "the first batch is agreed on before it is used"
     on_device = {key: value.to(job.backend.device, non_blocking=True) for key, value in present.items()}
-    modules = StepModules(job.backend.modules, job.backend.raw_modules)
+    modules = update.modules()
+    metrics = []
     try:
-        return job.task.step(modules, on_device, update)
+        for number, part in enumerate(cut(on_device, job.num_parts)):
+            with update.part(number):
+                metrics.append(job.task.step(modules, part, update))
+            job.pulse.mark("a step")
     except StepAborted:
         rng.restore(generators)
         raise_failures(batches.failure)
         return None
+    return mean_over_parts(metrics)
 
 
 def _advance(state: State, update: Update, global_batch: int) -> State:

@@ -31,12 +31,19 @@ class Job:
     stop: Stop
     global_batch: int
     """Examples of one batch over all ranks."""
+    num_parts: int = 1
+    """Equal parts that a rank takes its share of a batch in, one after another."""
     seconds_per_example: float = 0.0
     """Length of an example, for the logged speed; 0 where it has none."""
     average: WeightAverage | None = None
     """Of the main module's weights, where `ema_decay` asks for one."""
     pulse: Pulse = field(default_factory=Pulse)
     """Told where training is, so that a standstill is noticed."""
+
+    @property
+    def most_rows(self) -> int | None:
+        """Rows that modules are called with at most; None where batches are taken whole."""
+        return self.hp.batch_size_per_gpu if self.num_parts > 1 else None
 
 
 @dataclass(frozen=True)

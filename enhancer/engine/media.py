@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from enhancer.engine.board import Board
+from enhancer.engine.own_files import OwnFiles
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -27,13 +31,16 @@ class NoMedia:
 
 
 class MediaFolder:
-    """Keeps media of one step in `folder` and in the TensorBoard `writer`, until `is_stopping`: drawing takes long."""
+    """Keeps media of one step in `folder` and on the TensorBoard `board`, until `is_stopping`: drawing takes long.
+
+    Failures to write go to `files`; what comes after one is dropped.
+    """
 
     def __init__(
-        self, folder: Path, writer: Any, step: int, is_stopping: Callable[[], bool] = lambda: False
+        self, folder: Path, board: Board, step: int, files: OwnFiles, is_stopping: Callable[[], bool]
     ) -> None:
-        self._folder, self._writer, self._step = folder, writer, step
-        self._is_stopping = is_stopping
+        self._folder, self._board, self._step = folder, board, step
+        self._files, self._is_stopping = files, is_stopping
         self.is_cut = False
         """Whether something was dropped."""
 
@@ -50,10 +57,16 @@ class MediaFolder:
             return
         samples = wave.detach().to("cpu", torch.float32)
         fits = bool((samples.abs() <= 1).all())
-        path = self._path(name, ".wav")
-        soundfile.write(path, samples.numpy(), rate_hz, subtype="PCM_16" if fits else "FLOAT")
+        # In memory first: libsndfile tells of a full disk in words of its own, if at all.
+        content = io.BytesIO()
+        subtype = "PCM_16" if fits else "FLOAT"
+        soundfile.write(content, samples.numpy(), rate_hz, subtype=subtype, format="WAV")
         heard = torch.nan_to_num(samples).clamp(-1, 1)
-        self._writer.add_audio(name, heard[None], self._step, sample_rate=rate_hz)
+        self._keep(
+            name + ".wav",
+            content,
+            lambda writer: writer.add_audio(name, heard[None], self._step, sample_rate=rate_hz),
+        )
 
     def figure(self, name: str, figure: Any) -> None:
         """Keep a matplotlib `figure` as NAME.png and in TensorBoard."""
@@ -66,14 +79,23 @@ class MediaFolder:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        Image.fromarray(pixels).save(self._path(name, ".png"))
-        self._writer.add_image(name, pixels, self._step, dataformats="HWC")
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, format="PNG")
+        self._keep(
+            name + ".png",
+            content,
+            lambda writer: writer.add_image(name, pixels, self._step, dataformats="HWC"),
+        )
 
     def _drops(self) -> bool:
-        self.is_cut = self.is_cut or self._is_stopping()
+        self.is_cut = self.is_cut or self._is_stopping() or bool(self._files.failure)
         return self.is_cut
 
-    def _path(self, name: str, suffix: str) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _keep(self, name: str, content: io.BytesIO, show: Callable[[Any], None]) -> None:
         # A name such as 3/mixture makes groups in TensorBoard; files stay side by side in one folder.
-        return self._folder / (_UNSAFE.sub("_", name).strip("._") + suffix)
+        path = self._folder / _UNSAFE.sub("_", name).strip("._")
+        with self._files.kept(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.getbuffer())
+        self._board.write(show)
+        self.is_cut = bool(self._files.failure)

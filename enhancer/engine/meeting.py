@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
 
 from enhancer.engine.ancestors import GONE, Ancestors
+from enhancer.engine.launcher import rank_of
 from enhancer.engine.status import EXIT_CODES, EXIT_LOST
 
 _LOOK_SECONDS = 1.0
@@ -20,11 +22,11 @@ _LOOK_SECONDS = 1.0
 
 @contextmanager
 def meeting(num_local: int, patience_seconds: float, ancestors: Ancestors) -> Iterator[None]:
-    """Ends this process and its siblings that are stopped for longer than `patience_seconds` inside, and this process
-    when one of its `ancestors` is gone.
+    """Ends this process inside when one of its `ancestors` is gone, and when for longer than `patience_seconds` one of
+    the `num_local` ranks of this machine is not there, or is stopped; that one too.
 
-    Siblings are the other processes of the launcher, for a machine of `num_local` ranks. One that dies is noticed by
-    the launcher, one on another machine by the time-out of the process group.
+    A launcher notices sooner when a rank dies, but not everybody who starts ranks looks after them. Those of another
+    machine are missed by the time-out of the process group.
     """
     done = threading.Event()
     given = (done, num_local, patience_seconds, ancestors)
@@ -37,40 +39,75 @@ def meeting(num_local: int, patience_seconds: float, ancestors: Ancestors) -> It
 
 def _look(done: threading.Event, num_local: int, patience_seconds: float, ancestors: Ancestors) -> None:
     stopped_since: dict[int, float] = {}
-    looked = time.monotonic()
+    complete = looked = time.monotonic()
     while not done.wait(_LOOK_SECONDS):
         if ancestors.are_gone() and not done.is_set():
-            os.write(2, f"stopped: {GONE}, while the ranks met\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"stopped: {GONE}, while the ranks met\n".encode())
             os._exit(EXIT_CODES["preempted"])
         now = time.monotonic()
         stopped = _stopped_siblings() if num_local > 1 else []
         if now - looked > patience_seconds / 3:
             stopped_since.clear()  # This process was stopped itself, such as by Ctrl-Z, with all others.
+            complete = now
         looked = now
+        num_missing = num_local - _num_ranks() if num_local > 1 else 0
+        complete = complete if num_missing > 0 else now
+        if now - complete > patience_seconds and not done.is_set():
+            _end(
+                f"{num_missing} of the {num_local} ranks of this machine had ended, or did not start, and the others "
+                f"waited for {patience_seconds:g} s"
+            )
         stopped_since = {pid: stopped_since.get(pid, now) for pid in stopped}
         frozen = [pid for pid, since in stopped_since.items() if now - since > patience_seconds]
         if frozen and not done.is_set():
-            _end(frozen, patience_seconds)
+            names = ", ".join(map(str, frozen))
+            _end(f"process {names} of this machine was stopped for {patience_seconds:g} s", frozen)
 
 
 def _stopped_siblings() -> list[int]:
-    found = []
     try:
-        for process in psutil.Process(os.getppid()).children():
-            if process.pid != os.getpid() and process.status() == psutil.STATUS_STOPPED:
-                found.append(process.pid)
+        return [each.pid for each in _siblings() if each.status() == psutil.STATUS_STOPPED]
     except psutil.NoSuchProcess:
-        return []  # The launcher has died, or a rank: they have their own watchers.
-    return found
+        return []  # A rank has died since.
 
 
-def _end(frozen: list[int], patience_seconds: float) -> None:
-    faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    text = (
-        f"error: while the ranks met, process {', '.join(map(str, frozen))} of this machine was stopped for "
-        f"{patience_seconds:g} s (hang_timeout_seconds). Run again\n"
-    )
-    os.write(2, text.encode())
+def _siblings() -> list[psutil.Process]:
+    try:
+        return [each for each in psutil.Process(os.getppid()).children() if each.pid != os.getpid()]
+    except psutil.NoSuchProcess:
+        return []  # The launcher has died.
+
+
+def _num_ranks() -> int:
+    """How many ranks of this run are on this machine, this one among them."""
+    own = psutil.Process()
+    if rank_of(own.environ()) is None:
+        # Its environment is not to be seen from outside: it was forked, or has filled it itself. The others, too, then.
+        return 1 + sum(_program(each) == _program(own) for each in _siblings())
+    ranks = {_rank(each) for each in psutil.process_iter()}
+    return len(ranks - {None})
+
+
+def _rank(process: psutil.Process) -> int | None:
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else rank_of(process.environ())
+    except psutil.Error:
+        return None  # Of another user, or gone since.
+
+
+def _program(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()[:1]  # Of a zombie there is none.
+    except psutil.Error:
+        return []
+
+
+def _end(what: str, frozen: Sequence[int] = ()) -> None:
+    with contextlib.suppress(OSError):  # The log may be on a full disk.
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        text = f"error: while the ranks met, {what} (hang_timeout_seconds). Run again\n"
+        os.write(2, text.encode())
     for pid in frozen:
         try:
             psutil.Process(pid).kill()

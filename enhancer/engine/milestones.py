@@ -15,9 +15,11 @@ from enhancer.engine.evaluate import evaluate
 from enhancer.engine.guard import save_replay
 from enhancer.engine.job import Job, Outcome
 from enhancer.engine.monitor import Monitor
+from enhancer.engine.own_files import FileFailure
 from enhancer.engine.pulse import COPYING
 from enhancer.engine.schedule import plateau_rate
 from enhancer.engine.state import State
+from enhancer.engine.status import STATUS
 from enhancer.engine.task import Batch, Noticing, Task
 from enhancer.engine.update import Update
 from hparams.errors import UserError
@@ -36,7 +38,13 @@ def log_step(
     line = dict(zip(metrics, means, strict=True)) | norms | values
     job.monitor.log(state.step, {**line, "draws": state.draws, "skipped": state.skipped})
     tell_notices(job.task, job.monitor, state.step)
-    job.run.status("running", state.step)
+    tell_running(job, state)
+
+
+def tell_running(job: Job, state: State) -> None:
+    """`status.json` says that the run is at `state`."""
+    with job.monitor.files.kept(job.run.folder / STATUS):
+        job.run.status("running", state.step)
 
 
 def tell_notices(task: Task, monitor: Monitor, step: int) -> None:
@@ -46,7 +54,10 @@ def tell_notices(task: Task, monitor: Monitor, step: int) -> None:
 
 
 def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
-    """The state after the evaluation that is due, if one is, and whether a stop request cut it short."""
+    """The state after the evaluation that is due, if one is, and whether a stop request cut it short.
+
+    So does a file that cannot be written. What was cut short is done again when the run goes on.
+    """
     is_last = state.step >= job.hp.max_steps and state.evaluated < state.step
     if not (is_last or crossed(state.evaluated, state.step, job.hp.eval_every)):
         return state, False
@@ -54,18 +65,23 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     job.monitor.say(f"evaluating at step {state.step}")
     media = job.monitor.media(state.step, lambda: job.stop.is_requested)
     with job.average.in_place() if job.average else nullcontext():
-        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse)
+        evaluation = evaluate(job.task, job.stream, job.backend, job.stop, media, job.pulse, job.most_rows)
     if evaluation is None:
-        job.monitor.event(state.step, "evaluation_abandoned", "evaluation given up: asked to stop")
+        why = job.monitor.files.failure or "asked to stop"
+        job.monitor.event(state.step, "evaluation_abandoned", f"evaluation given up: {why}")
         return state, True
     summary = {name: (each.mean, each.low, each.high) for name, each in evaluation.summary.items()}
     job.monitor.evaluation(state.step, summary, evaluation.rows, evaluation.seconds)
     # What follows decides on saving, stopping and the learning rate, so all ranks go by one rank's number.
-    value = distributed.broadcast(evaluation.summary[job.task.best_metric].mean)
+    told = (evaluation.summary[job.task.best_metric].mean, not job.monitor.files.failure)
+    value, is_written = distributed.broadcast(told)
+    if not is_written:
+        return state, True
     state = replace(state, evaluated=state.step)
     if not _is_better(value, state.best, job.task.best_is_higher):
         return _lower_rate_if_due(job, replace(state, stale=state.stale + 1)), False
     state = replace(state, best=value, best_step=state.step, stale=0)
+    job.monitor.catch_up()
     job.checkpoints.save(state, job.backend, job.average, is_best=True)
     return state, False
 
@@ -109,6 +125,7 @@ def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool
 def save(job: Job, state: State, *, is_waiting: bool = False) -> int:
     """Begin a checkpoint of `state`, and publish it where `is_waiting`; its step."""
     job.pulse.mark("a save", state.step)
+    job.monitor.catch_up()
     job.checkpoints.save(state, job.backend, job.average, is_waiting=is_waiting)
     tell_saved(job)
     return state.step
@@ -127,18 +144,28 @@ def tell_saved(job: Job) -> None:
         )
 
 
-def save_before_failing(job: Job, state: State, saved_step: int, failure: DataFailure) -> None:
-    """Save the steps after `saved_step` that were taken before the data failed. Called by all ranks, which have agreed
-    on the `failure`.
+def raise_file_failure(job: Job, state: State, saved_step: int) -> None:
+    """End a run that stops where a file beside the checkpoints is the cause, with the steps after `saved_step` saved.
 
-    Raises DataFailure with both texts where saving fails too: the data are what ended the run.
+    Called by all ranks; raises FileFailure on all of them.
+    """
+    failure = job.monitor.files.agreed()
+    if failure is not None:
+        save_before_failing(job, state, saved_step, failure)
+        raise failure
+
+
+def save_before_failing(job: Job, state: State, saved_step: int, failure: DataFailure | FileFailure) -> None:
+    """Save the steps after `saved_step` that were taken before `failure`. Called by all ranks, which have agreed on it.
+
+    Raises an error of its type with both texts where saving fails too: the `failure` is what ended the run.
     """
     try:
         if state.step > saved_step:
             save(job, state, is_waiting=True)
         finish_saving(job)
     except (UserError, OSError) as error:
-        raise DataFailure(f"{failure}\nWhile saving the steps before that: {error}") from failure
+        raise type(failure)(f"{failure}\nWhile saving the steps before that: {error}") from failure
 
 
 def finish_saving(job: Job) -> str:
@@ -163,11 +190,18 @@ def finish_saving(job: Job) -> str:
 
 def diverged(job: Job, state: State, batch: Batch | None) -> Outcome:
     """End without a checkpoint: one would only go on into the same batches."""
-    if batch is not None:
-        save_replay(job.run.folder, state.step, batch)
+    problem = ""
+    try:
+        if batch is not None:
+            save_replay(job.run.folder, state.step, batch)
+    except OSError as error:
+        problem = f"rank {distributed.rank()}: {error}"
+    problems = [text for text in distributed.all_gather(problem) if text]
+    place = f"{job.run.folder}/diverged-{state.step:07d}-rank*.safetensors"
+    kept = f"could not be written to {place} ({'; '.join(problems)})" if problems else f"is in {place}"
     reason = (
-        f"{state.bad_in_a_row} steps in a row had a loss or gradient that is not finite; the last batch is in "
-        f"{job.run.folder}/diverged-{state.step:07d}-rank*.safetensors. Lower max_lr or look at those examples."
+        f"{state.bad_in_a_row} steps in a row had a loss or gradient that is not finite; the last batch {kept}. "
+        "Lower max_lr or look at those examples."
     )
     return end(job, Outcome("diverged", state, reason))
 
@@ -189,7 +223,10 @@ def preempted(job: Job, state: State) -> Outcome:
 
 
 def end(job: Job, outcome: Outcome) -> Outcome:
-    """Write down how the run ended, with what was under way on the disk; `outcome`, with what is not copied."""
+    """Write down how the run ended, with what was under way on the disk; `outcome`, with what is not copied.
+
+    Raises FileFailure on all ranks alike where a file cannot be written.
+    """
     uncopied = finish_saving(job)
     if uncopied:
         outcome = replace(outcome, reason="; ".join(filter(None, (outcome.reason, uncopied))))
@@ -198,6 +235,12 @@ def end(job: Job, outcome: Outcome) -> Outcome:
     )
     job.pulse.mark("the end", outcome.state.step)
     job.monitor.event(outcome.state.step, outcome.status, text)
+    job.monitor.write_out()
     distributed.barrier()  # A launcher ends the other ranks as soon as one is gone.
-    job.run.status(outcome.status, outcome.state.step, outcome.reason)
+    if not job.monitor.files.failure:
+        with job.monitor.files.kept(job.run.folder / STATUS):
+            job.run.status(outcome.status, outcome.state.step, outcome.reason)
+    failure = job.monitor.files.agreed()
+    if failure is not None:
+        raise FileFailure(f"{failure}\nThat was seen at the end of the run, which was {text}")
     return outcome

@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from enhancer.engine import distributed, records
+from enhancer.engine.board import Board
 from enhancer.engine.console import Console, NoConsole, open_console
 from enhancer.engine.manifest import folder_name
 from enhancer.engine.media import MediaFolder, NoMedia
+from enhancer.engine.own_files import OwnFiles
 from enhancer.engine.run import METRICS
 from enhancer.engine.task import Media
+from hparams.errors import UserError
 
-TENSORBOARD = "tensorboard"
 SAMPLES = "samples"
 
 
@@ -29,33 +32,55 @@ def _is_evaluation_at(record: Mapping[str, Any], step: int) -> bool:
 
 
 class Monitor:
-    """Writes on rank 0; on other ranks every method does nothing."""
+    """Writes on rank 0; on other ranks every method does nothing. What cannot be written is kept in `files`."""
 
-    def __init__(self, folder: Path, console: Console, from_step: int, is_writing: bool) -> None:
+    def __init__(
+        self, folder: Path, console: Console, from_step: int, files: OwnFiles, is_writing: bool
+    ) -> None:
         self._folder, self._console = folder, console
         self._from_step, self._is_writing = from_step, is_writing
-        self._board: Any = None
+        self.files = files
+        """Where failures to write are kept, and agreed on."""
+        self._unwritten: list[str] = []
+        # purge_step makes TensorBoard forget what a killed run wrote after the resumed step.
+        self._board = Board(folder, from_step + 1, files)
 
     @classmethod
-    def open(cls, folder: Path, max_steps: int, from_step: int) -> Monitor:
-        """Go on after `from_step` in the run `folder`: records of later steps are dropped first."""
+    def open(
+        cls,
+        folder: Path,
+        max_steps: int,
+        from_step: int,
+        on_failure: Callable[[str], None] = lambda text: None,
+    ) -> Monitor:
+        """Go on after `from_step` in the run `folder`: records of later steps are dropped first.
+
+        `on_failure` is called with the first failure to write. Raises UserError where records cannot be dropped.
+        """
+        files = OwnFiles(on_failure)
         if not distributed.is_main():
-            return cls(folder, NoConsole(), from_step, is_writing=False)
-        records.drop(folder / METRICS, lambda record: record.get("step", 0) > from_step)
-        return cls(folder, open_console(max_steps, from_step), from_step, is_writing=True)
+            return cls(folder, NoConsole(), from_step, files, is_writing=False)
+        try:
+            records.drop(folder / METRICS, lambda record: record.get("step", 0) > from_step)
+        except OSError as error:
+            raise UserError(
+                f"{folder / METRICS} cannot be written ({error.strerror}); make room or mend the disk, then run again"
+            ) from error
+        return cls(folder, open_console(max_steps, from_step), from_step, files, is_writing=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One `step` record: draws, losses, gradient_norm, learning_rate, timings and counts by name."""
         if self._is_writing:
             self._append("step", step, values)
             self._scalars("train", values, step)
-            self._console.values(step, values)
+            with self._shown():
+                self._console.values(step, values)
 
     def event(self, step: int, name: str, text: str, **values: float) -> None:
         """One `event` record with `values`, such as `resumed` or `saved`, and a line that says `text`."""
         if self._is_writing:
             self._append("event", step, {"name": name, "text": text, **values})
-            self._console.line(text)
+            self.say(text)
 
     def evaluation(
         self,
@@ -69,7 +94,10 @@ class Monitor:
             return
         if step == self._from_step:
             # The checkpoint gone on from was saved before its evaluation, which is done once more.
-            records.drop(self._folder / METRICS, lambda record: _is_evaluation_at(record, step))
+            with self.files.kept(self._folder / METRICS):
+                records.drop(self._folder / METRICS, lambda record: _is_evaluation_at(record, step))
+        if self.files.failure:
+            return  # It is done again when the run goes on.
         named = {
             name: dict(zip(("mean", "low", "high"), value, strict=True)) for name, value in summary.items()
         }
@@ -79,45 +107,57 @@ class Monitor:
         words = [
             f"{name} {mean:.4g} ({low:.4g} .. {high:.4g})" for name, (mean, low, high) in summary.items()
         ]
-        self._console.line(f"evaluation at step {step} in {seconds:.1f} s: {', '.join(words)}")
+        self.say(f"evaluation at step {step} in {seconds:.1f} s: {', '.join(words)}")
 
     def media(self, step: int, is_stopping: Callable[[], bool] = lambda: False) -> Media:
         """Where the sounds and pictures of the evaluation at `step` go, until `is_stopping`."""
         if not self._is_writing:
             return NoMedia()
-        return MediaFolder(self._folder / SAMPLES / folder_name(step), self._writer(), step, is_stopping)
+        folder = self._folder / SAMPLES / folder_name(step)
+        return MediaFolder(folder, self._board, step, self.files, is_stopping)
 
     def say(self, text: str) -> None:
         """A line on the console only: what is going on."""
-        self._console.line(text)
+        with self._shown():
+            self._console.line(text)
 
     def progress(self, step: int) -> None:
         """`step` is done. Cheap enough to be called after every step."""
-        self._console.progress(step)
+        with self._shown():
+            self._console.progress(step)
+
+    def catch_up(self) -> None:
+        """Try again to write the records that could not be written; those of a step belong to its checkpoint."""
+        if self._unwritten:
+            with self.files.kept(self._folder / METRICS):
+                records.append(self._folder / METRICS, self._unwritten)
+                self._unwritten = []
+
+    def write_out(self) -> None:
+        """Everything that is buffered is on its way to the disk, or `files` has the failure."""
+        self.catch_up()
+        self._board.close()
 
     def close(self) -> None:
-        """Write out what is buffered and give the terminal back."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-        self._console.close()
+        """`write_out`, and give the terminal back."""
+        self.write_out()
+        with self._shown():
+            self._console.close()
 
     def _append(self, kind: str, step: int, content: Mapping[str, Any]) -> None:
         record = {"kind": kind, "step": step, "unix_seconds": round(time.time(), 3), **content}
-        records.append(self._folder / METRICS, record)
+        self._unwritten.append(records.encode(record))
+        self.catch_up()
+
+    def _shown(self) -> AbstractContextManager[None]:
+        return self.files.kept("standard output")
 
     def _scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            if math.isfinite(
-                value
-            ):  # there is no place for others on a curve; metrics.jsonl has them as null
-                self._writer().add_scalar(f"{group}/{name}", value, step)
+        # There is no place for others on a curve; metrics.jsonl has them as null.
+        finite = {f"{group}/{name}": value for name, value in values.items() if math.isfinite(value)}
 
-    def _writer(self) -> Any:
-        """TensorBoard's writer. Its import takes a second, which the first step need not wait for."""
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+        def add(writer: Any) -> None:
+            for name, value in finite.items():
+                writer.add_scalar(name, value, step)
 
-            # purge_step makes TensorBoard forget what a killed run wrote after the resumed step.
-            self._board = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=self._from_step + 1)
-        return self._board
+        self._board.write(add)

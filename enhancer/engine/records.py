@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ def encode(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add `record` as the last line of `path`. Raises UserError where it cannot be written."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(encode(record) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{path}: a line cannot be written ({error.strerror}); make room or mend the disk, then run again"
-        ) from error
+def append(path: Path, lines: Sequence[str]) -> None:
+    """Add `lines`, records that were encoded, to the end of `path`: all of them, or none with an OSError."""
+    rest = "".join(line + "\n" for line in lines).encode("utf-8")
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)  # A torn line would spoil the one that comes after it.
+            raise
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +32,8 @@ MAY_CHANGE = {
     "copy_timeout_seconds",
     *("max_steps", "early_stop_patience", "max_bad_steps", "fg_dir", "bg_dir", "rir_dir", "pair_dir"),
 }
+# Nor do these where the global batch stays.
+BATCH = {"batch_size_per_gpu", "gradient_accumulation_steps"}
 Change = tuple[str, Any, Any]
 
 
@@ -134,12 +137,15 @@ def _prepare(
 def _remove_old_request(stop_file: Path) -> None:
     """Remove a STOP file that is older than this process: a later one is for this start.
 
-    It is put aside first, since it may be written anew between a look at it and its removal.
+    It is put aside first, since it may be written anew between a look at it and its removal. Its time is that of the
+    machine that keeps the folder, whose clock may differ from this one's: the lock file beside it tells by how much.
     """
     aside = stop_file.with_name(atomic.temporary_name(STOP))
     with contextlib.suppress(FileNotFoundError):
         os.rename(stop_file, aside)
-        is_old = aside.stat().st_mtime < started_unix()
+        os.utime(stop_file.with_name(folder_lock.LOCK))
+        ahead_seconds = stop_file.with_name(folder_lock.LOCK).stat().st_mtime - time.time()
+        is_old = aside.stat().st_mtime - ahead_seconds < started_unix()
         if is_old:
             aside.unlink()
         else:
@@ -159,7 +165,7 @@ def _write_hparams(folder: Path, hp: HParams, world_size: int) -> list[Change] |
         return None
     changes = _accepted_changes(folder, path, hp, world_size)
     if changes:
-        records.append(folder / METRICS, _change_record(folder, changes))
+        records.append(folder / METRICS, [records.encode(_change_record(folder, changes))])
         atomic.write_text(path, dump(hp))
     return changes
 
@@ -187,8 +193,8 @@ def _accepted_changes(folder: Path, path: Path, hp: HParams, world_size: int) ->
                 f"max_steps is {hp.max_steps}, below the resumed step: {folder} has {step} steps behind it. "
                 f"Set max_steps to {step} or more, or start afresh with another --run-dir"
             )
-        if hp.batch_size_per_gpu * world_size == global_batch:
-            refused = [change for change in refused if change[0] != "batch_size_per_gpu"]
+        if hp.batch_size_per_gpu * hp.gradient_accumulation_steps * world_size == global_batch:
+            refused = [change for change in refused if change[0] not in BATCH]
     if refused:
         lines = "\n".join(f"  {key}: the run has {was}, the command gives {now}" for key, was, now in refused)
         raise UserError(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,19 +24,20 @@ from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
 from enhancer.engine.milestones import tell_notices
 from enhancer.engine.monitor import Monitor
+from enhancer.engine.parts import num_parts_of
 from enhancer.engine.pulse import BUILDING, Pulse
 from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
 from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
+from enhancer.engine.session_end import EXIT_FAILED, EXIT_USER, print_error, say, tell_failed, wait_for_writes
 from enhancer.engine.state import State
 from enhancer.engine.stop import EXIT_INTERRUPTED, LEFT, Stop, listening
 from enhancer.engine.task import Remembering, Stream, Task
-from enhancer.engine.watch import watching
+from enhancer.engine.watch import Watch, watching
 from hparams.errors import UserError
 from hparams.fields import flat_values
 from hparams.schema import HParams
 
-EXIT_FAILED, EXIT_USER = 1, 2
 # A signal that a rank's children have met reaches the rank, or its word about it the others, within this.
 SIGNAL_SECONDS = 2.0
 
@@ -51,7 +50,7 @@ class Place:
     world_size: int
     local_world_size: int
     batch_size: int
-    """Examples of this rank in one batch."""
+    """Examples of this rank in one batch, which it may take in parts."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +92,14 @@ def train(hp: HParams, options: Options, open_task: OpenTask) -> int:
         say(f"error: {error}")
         return EXIT_USER
     except distributed.RanksLost as error:
-        # Each machine has a log of its own.
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_error(f"error: {error}")  # Each machine has a log of its own.
         return EXIT_FAILED
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with `code` after a session.
-
-    Without the interpreter's own clean-up: threads of the process group that still run then abort it now and then,
-    which launchers take for a failed run. All files are closed by this time.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def say(text: str) -> None:
-    """One line on rank 0's stderr."""
-    if distributed.is_main():
-        print(text, file=sys.stderr, flush=True)
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        seen = str(error).splitlines()[0]
+        print_error(f"error: another rank was lost while the ranks met. Run again. Seen here: {seen}")
+        return EXIT_FAILED
 
 
 def _join(backend_name: str, hp: HParams) -> Any:
@@ -143,47 +130,55 @@ class _Session:
         """Train in the run folder; the exit code. However it ends, `status.json` says so."""
         remote = self.options.copies
         fetch = partial(fetch_run, remote, say=say) if remote else None
-        with meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds, self.ancestors):
-            run = Run.open(self.options.run_folder, self.hp, fetch)
         pulse = Pulse()
-        with (
-            closing(run),
-            listening(run.folder, self.ancestors) as stop,
-            watching(run, pulse, self.hp, stop) as watch,
-        ):
-            stop.before_leaving = lambda: run.status("preempted", run.step, LEFT, EXIT_INTERRUPTED)
-            try:
-                with ExitStack() as stack:
-                    try:
-                        job, state = self._prepare(run, stop, pulse, stack)
-                    except (UserError, OSError):
-                        watch.leave_if_stopped()
-                        run.take_back()
-                        raise
-                    return fit(job, state).exit_code
-            except (UserError, OSError) as error:
-                run.status("failed", run.step, str(error), exit_code=EXIT_USER)
-                raise
-            except BaseException as error:
-                watch.wait_for_cause()
-                watch.leave_if_stopped(SIGNAL_SECONDS)
-                if distributed.is_lost(error):
-                    lost = distributed.lost(error, self.hp.comm_timeout_seconds)
-                    run.status("failed", run.step, str(lost))
-                    raise lost from error
-                run.status("failed", run.step, f"{type(error).__name__}: {error}")
-                raise
+        with ExitStack() as met:
+            met.enter_context(
+                meeting(self.launch.local_world_size, self.hp.hang_timeout_seconds, self.ancestors)
+            )
+            run = Run.open(self.options.run_folder, self.hp, fetch)
+            with (
+                closing(run),
+                listening(run.folder, self.ancestors) as stop,
+                watching(run, pulse, self.hp, stop) as watch,
+            ):
+                met.close()
+                return self._train_in(run, stop, pulse, watch)
+
+    def _train_in(self, run: Run, stop: Stop, pulse: Pulse, watch: Watch) -> int:
+        stop.before_leaving = lambda: run.status("preempted", run.step, LEFT, EXIT_INTERRUPTED)
+        try:
+            with ExitStack() as stack:
+                try:
+                    job, state = self._prepare(run, stop, pulse, stack)
+                except (UserError, OSError):
+                    watch.leave_if_stopped()
+                    run.take_back()
+                    raise
+                return fit(job, state).exit_code
+        except (UserError, OSError) as error:
+            tell_failed(run, str(error), EXIT_USER)
+            raise
+        except BaseException as error:
+            watch.wait_for_cause()
+            watch.leave_if_stopped(SIGNAL_SECONDS)
+            if distributed.is_lost(error):
+                lost = distributed.lost(error, self.hp.comm_timeout_seconds)
+                tell_failed(run, str(lost))
+                raise lost from error
+            tell_failed(run, f"{type(error).__name__}: {error}")
+            raise
 
     def _prepare(self, run: Run, stop: Stop, pulse: Pulse, stack: ExitStack) -> tuple[Job, State]:
         """Everything that training works with, and where it goes on from; `stack` closes the monitor."""
         hp, world_size = self.hp, distributed.world_size()
         checkpoints = self._checkpoints(run, stop)
-        stack.push(partial(_wait_for_writes, checkpoints))
+        stack.push(partial(wait_for_writes, checkpoints))
         checkpoint = checkpoints.latest_valid()
         for text in checkpoints.skipped:
             say(text)
         run.step = checkpoint.state.step if checkpoint else 0
-        batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else hp.batch_size_per_gpu
+        fresh_size = hp.batch_size_per_gpu * hp.gradient_accumulation_steps
+        batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else fresh_size
         place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
         say("opening the corpora and building the model")
         pulse.mark(BUILDING, run.step)
@@ -202,9 +197,12 @@ class _Session:
         checkpoints.task_state = task.state() if isinstance(task, Remembering) else {}
         average = _average(hp, task, backend)
         state = self._resume(checkpoints, checkpoint, backend, average, stream.fingerprint)
-        monitor = distributed.together(lambda: Monitor.open(run.folder, hp.max_steps, state.step))
+        monitor = distributed.together(lambda: Monitor.open(run.folder, hp.max_steps, state.step, stop.fail))
         stack.callback(monitor.close)
         _announce(monitor, task, backend, state, checkpoint)
+        failure = monitor.files.agreed()
+        if failure is not None:
+            raise failure
         job = Job(
             hp=hp,
             task=task,
@@ -215,6 +213,7 @@ class _Session:
             monitor=monitor,
             stop=stop,
             global_batch=batch_size * world_size,
+            num_parts=num_parts_of(task, hp, batch_size),
             seconds_per_example=self.options.seconds_per_example,
             average=average,
             pulse=pulse,
@@ -226,20 +225,21 @@ class _Session:
         retention = Retention(hp.keep_checkpoints, hp.keep_every_steps)
         copies = None
         if remote is not None and distributed.is_main():
-            copies = Copies(remote, run.folder, retention, stop.request)
+            copies = Copies(remote, run.folder, retention, stop.fail)
         return Checkpoints(
             run.folder,
             retention,
             {},
             is_async=hp.async_checkpoints,
             copies=copies,
-            on_failure=stop.request,
+            on_failure=stop.fail,
         )
 
     def _open(self, place: Place, *, is_fresh: bool) -> tuple[Task, Stream, Backend]:
         """The task, this rank's data, and the modules on their device; fresh ones may start from other weights."""
         hp, init_from = self.hp, self.options.init_from
         task, stream = self.open_task(hp, place)
+        num_parts = num_parts_of(task, hp, place.batch_size)
         modules = task.build()
         if init_from is not None and is_fresh:
             for name, module in modules.items():
@@ -248,7 +248,8 @@ class _Session:
         if self.backend_name == "deepspeed":
             from enhancer.engine.deepspeed_backend import DeepSpeedBackend
 
-            backend: Backend = DeepSpeedBackend(self.machine, modules, groups, hp, place.batch_size)
+            rows = place.batch_size // num_parts
+            backend: Backend = DeepSpeedBackend(self.machine, modules, groups, hp, rows, num_parts)
         else:
             from enhancer.engine.accelerate_backend import AccelerateBackend
 
@@ -269,20 +270,6 @@ class _Session:
         allow_data_change = self.options.allow_data_change
         check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
         return distributed.together(lambda: checkpoints.restore(checkpoint, backend, average))
-
-
-def _wait_for_writes(
-    checkpoints: Checkpoints, kind: type[BaseException] | None, error: BaseException | None, trace: Any
-) -> None:
-    """Let a save that is under way come to its end before the process does; `error` is what ends the run."""
-    if distributed.is_lost(error):
-        return  # It waits for the lost ones too; the next start removes what it leaves.
-    try:
-        checkpoints.finish()
-    except (UserError, OSError, RuntimeError) as failure:
-        if error is None:
-            raise
-        say(f"error: {failure}")
 
 
 def _average(hp: HParams, task: Task, backend: Backend) -> WeightAverage | None:

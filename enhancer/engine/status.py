@@ -19,11 +19,11 @@ EXIT_LOST = 71
 
 
 def write_status(path: Path, text: str, is_durable: bool) -> None:
-    """Replace the status file by `text`, also on a full disk, of which it may have to tell."""
+    """Replace the status file by `text`, also on a full disk, of which it may have to tell. Raises OSError."""
     try:
         atomic.write_text(path, text, is_durable)
     except OSError as error:
-        if error.errno != errno.ENOSPC or not path.exists():
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
             raise
         # A status written over the old one needs no new block. It beats one that says "running" for ever.
         with path.open("r+", encoding="utf-8") as file:

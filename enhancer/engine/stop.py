@@ -28,6 +28,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.failure = ""
+        """What this rank has met that ends the run as failed once the ranks agree; no request to stop."""
         self._interrupts = 0
         self._pid = os.getpid()
         self.before_leaving: Callable[[], None] = lambda: None
@@ -35,12 +37,16 @@ class Stop:
 
     @property
     def is_requested(self) -> bool:
-        """Whether anything has asked this rank to stop."""
-        return bool(self.reason)
+        """Whether this rank wants the run to end: it was asked to stop, or has met a failure."""
+        return bool(self.reason or self.failure)
 
     def request(self, reason: str) -> None:
         """Ask the run to stop after the step in progress. The first reason is kept."""
         self.reason = self.reason or reason
+
+    def fail(self, text: str) -> None:
+        """Ask the run to end after the step in progress for a failure, which the ranks then raise together."""
+        self.failure = self.failure or text
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Handler of SIGTERM and SIGINT. A third SIGINT ends the process at once, without a checkpoint."""
@@ -53,8 +59,10 @@ class Stop:
             elif self._interrupts == 2:
                 _say("already stopping; interrupt once more to leave at once without a checkpoint")
             else:
-                self.before_leaving()
-                os._exit(EXIT_INTERRUPTED)
+                try:
+                    self.before_leaving()
+                finally:
+                    os._exit(EXIT_INTERRUPTED)
         self.request(signal.Signals(number).name)
 
 
@@ -81,7 +89,7 @@ def _watch(stop: Stop, done: threading.Event, stop_file: Path, ancestors: Ancest
             stop.request(f"{STOP} file in the run folder")
         elif ancestors.are_gone():
             stop.request(GONE)
-        if stop.is_requested:
+        if stop.reason:
             return
 
 

@@ -17,7 +17,10 @@ class Update(Protocol):
     """What a step does to its modules, and what it may ask the other ranks."""
 
     def __call__(self, name: str, loss: Tensor) -> None:
-        """Backward, guard, clip and one optimiser step of module `name`."""
+        """Backward, guard, clip and one optimiser step of module `name`.
+
+        Of a part of a batch that is not the last one the gradients wait (`Divisible`).
+        """
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a few `values` on the CPU over the ranks; called by all of them alike."""
@@ -30,7 +33,8 @@ class Modules(Mapping[str, nn.Module]):
     def frozen(self, name: str) -> AbstractContextManager[nn.Module]:
         """Module `name` for the step of another one: it passes gradients on and takes none.
 
-        The generator's step of an adversarial task calls the discriminator so, and only so::
+        The generator's step of an adversarial task calls the discriminator so, and only so; before the discriminator's
+        own step where batches are to be taken in parts (`Divisible`)::
 
             with modules.frozen("discriminator") as discriminator:
                 loss = adversarial_loss(discriminator(estimate))
@@ -100,6 +104,20 @@ class Noticing(Protocol):
 
     def notices(self) -> list[str]:
         """What is new since the last call, a text each. Asked for at the start and with every logged step."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A task whose step may be taken on equal parts of a batch one after another, where all of it would not fit."""
+
+    takes_parts: bool
+    """Whether it may be, with the values of this run. `step` is then called on each part, and what it hands to `update`
+    is averaged over the parts before the module moves.
+
+    That is a step on the whole batch where losses are means over the rows, as they are over those of several ranks,
+    each module is updated once, nothing is remembered from part to part, and no loss waits for another module's step:
+    the step of a generator comes before that of its discriminator. A task that does not say so gets its batches whole.
+    """
 
 
 class Stream(Protocol):

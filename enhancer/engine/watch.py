@@ -81,10 +81,10 @@ class Watch:
         self._is_explaining = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._show()  # Whoever has met this rank can see from now on whether it is gone.
 
     def start(self) -> None:
-        """Show the first sign of life and begin to look."""
-        self._show()
+        """Begin to look."""
         self._thread.start()
 
     def stop(self, end: str) -> None:
@@ -182,7 +182,7 @@ class Watch:
         return self._stopped() if now - self._stop_heard > _PREPARING_SECONDS else None
 
     def _is_stopped_early(self) -> bool:
-        return self._stop.is_requested and self._pulse.phase in PREPARING
+        return bool(self._stop.reason) and self._pulse.phase in PREPARING
 
     def _stopped(self) -> Verdict:
         text = f"{self._stop.reason}, while {self._pulse.phase}: nothing was to be saved"
@@ -216,7 +216,8 @@ class Watch:
             text = f"error: {verdict.reason}\nstacks of the ranks: {self._stacks_folder}\n"
             if is_preempted:
                 text = f"stopped: {verdict.reason}\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+            with contextlib.suppress(OSError):  # The log may be on a full disk; status.json says it, too.
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
         if is_first or self._rank == 0:
             state = "preempted" if is_preempted else "failed"
             self._run.status(state, self._pulse.step, verdict.reason, verdict.exit_code, is_forced=True)
@@ -237,7 +238,7 @@ def watching(run: Run, pulse: Pulse, hp: HParams, stop: Stop) -> Iterator[Watch]
     An error that is not the user's to mend gives the other ranks time to say that one of them was its cause.
     """
     launch = distributed.on_main(lambda: _fresh_folder(run.folder / HEARTBEATS))
-    watch = Watch(run, pulse, hp, stop, launch)
+    watch = distributed.together(lambda: Watch(run, pulse, hp, stop, launch))
     watch.start()
     end = ENDED
     try:

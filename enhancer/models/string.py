@@ -30,6 +30,7 @@ from enhancer.models.string_filter import (
     lagrange,
 )
 from enhancer.models.string_loop import Loop, generate, rollout
+from enhancer.models.string_outlook import Outlook
 from enhancer.models.string_stages import Stages, later_drop, slower, split_history
 from enhancer.models.string_tuning import tuned
 
@@ -59,6 +60,7 @@ class PluckedString(nn.Module):
         has_quarter_taps: it hears samples a quarter of a period ago.
         has_decay_state: it hears how far the note has decayed and how fast.
         has_two_stages: two bounded loops side by side, for what falls fast at first and what rings on.
+        outlook_seconds: of a note's beginning, from which `outlook` foretells the T60 that it is to be told.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class PluckedString(nn.Module):
         has_quarter_taps: bool = False,
         has_decay_state: bool = True,
         has_two_stages: bool = False,
+        outlook_seconds: float = 1.0,
     ) -> None:
         super().__init__()
         self.rate_hz, self.controls = rate_hz, tuple(controls)
         self.num_layers, self.is_bounded, self.is_odd = num_layers, is_bounded, is_odd
         self.has_quarter_taps, self.has_decay_state = has_quarter_taps, has_decay_state
         self.sections = BandSections(rate_hz)
+        self.outlook = Outlook(rate_hz, outlook_seconds) if "t60" in self.controls else None
         bands = len(OCTAVES_HZ)
         num_features = sum(bands if name == "t60" else 1 for name in self.controls)
         self.hear = nn.Linear(num_features, CORRECTION_UNITS)
@@ -140,7 +144,8 @@ class PluckedString(nn.Module):
 
         if torch.is_grad_enabled() or not (self.is_bounded and "t60" in self.controls):
             return ring(None, num_samples)
-        return ring(tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db), num_samples)
+        change, wave = tuned(ring, num_samples, self.rate_hz, f0_hz, t60, t60_range_db)
+        return ring(change, num_samples) if wave is None else wave
 
     def _ring(
         self,

@@ -36,8 +36,10 @@ def tuned(
     f0_hz: PerRow,
     t60: PerBand,
     t60_range_db: PerBand | None = None,
-) -> PerBand:
+) -> tuple[PerBand, Float[Tensor, "batch sample"] | None]:
     """The change of those tried by which T60 comes nearest to `t60` over `num_samples`, by each row's worst band.
+
+    And what the string then does for `num_samples`, or None where it has not been run as long.
 
     Args:
         ring: so many samples of the string whose losses are multiplied by exp(change) in each octave band.
@@ -51,14 +53,16 @@ def tuned(
     count = min(num_samples, round(LONGEST_SECONDS * rate_hz))
     change = torch.zeros_like(t60, dtype=torch.float64)
     if count < 2 * window_samples(rate_hz):
-        return change
+        return change, None
     wanted = torch.where(holds_partial(f0_hz), t60.double(), math.nan)
     range_db = torch.full_like(wanted, FIT_RANGE_DB)
     if t60_range_db is not None:
         range_db = torch.where(t60_range_db.isnan(), range_db, t60_range_db.double())
     best, least = change, torch.full_like(f0_hz, math.inf, dtype=torch.float64)
+    best_wave: Tensor | None = None
     for _ in range(RUNS):
-        levels = octave_levels(ring(change, count), rate_hz)
+        wave = ring(change, count)
+        levels = octave_levels(wave, rate_hz)
         own = fit_decay(levels.band_db, levels.hop_seconds, levels.band_db[..., 0] - range_db, 2).t60_seconds
         # A band that has gone before its line has two points: as short as can be told.
         own = torch.where(own.isnan(), levels.hop_seconds, own)
@@ -66,8 +70,9 @@ def tuned(
         worst = (ratio - 1).abs().amax(1)
         is_nearer = worst < least
         best = torch.where(is_nearer[:, None], change, best)
+        best_wave = wave if best_wave is None else torch.where(is_nearer[:, None], wave, best_wave)
         least = torch.minimum(worst, least)
         if bool((least < NEAR_ENOUGH).all()):
             break
         change = change + SHARE * ratio.log().clamp(-LARGEST_STEP, LARGEST_STEP)
-    return best
+    return best, best_wave if count == num_samples else None

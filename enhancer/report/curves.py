@@ -7,6 +7,7 @@ import numpy as np
 from enhancer.charts import Array, Chart, Line
 from enhancer.report import words
 from enhancer.report.record import RunRecord, curve_names, metric_names
+from enhancer.string_metrics import is_of_another
 
 MOST_POINTS = 150
 _LOG_FROM_RATIO = 30.0
@@ -14,8 +15,13 @@ _FIRST = ("loss",)
 
 
 def validation_charts(runs: list[RunRecord]) -> list[Chart]:
-    """One chart for each metric of the evaluations: means with their 95 % intervals."""
-    return [_chart(name, [_metric_line(run, name) for run in runs]) for name in metric_names(runs)]
+    """One chart for each metric of the model: means with their 95 % intervals; of one evaluation there is no curve."""
+    lines = {
+        name: [_metric_line(run, name) for run in runs]
+        for name in metric_names(runs)
+        if not is_of_another(name)
+    }
+    return [_chart(name, own) for name, own in lines.items() if any(len(line.x) > 1 for line in own)]
 
 
 def training_charts(runs: list[RunRecord]) -> list[Chart]:

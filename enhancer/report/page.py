@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from enhancer.charts import OVERLAY_SECONDS
-from enhancer.report import svg, tables, words
+from enhancer.report import strings, svg, tables, words
 from enhancer.report.curves import MOST_POINTS, training_charts, validation_charts
 from enhancer.report.examples import EXCERPT_SECONDS, Example
 from enhancer.report.listening import example_section
@@ -106,18 +106,22 @@ def _sections(content: Content, runs: list[RunRecord]) -> list[tuple[str, str, M
 
 
 def _validation(content: Content, runs: list[RunRecord]) -> Markup:
-    files = []
+    files, said = [], []
     for run in runs:
         of_run = f" of {run.name}" if len(runs) > 1 else ""
         heading = f"File by file{of_run}, at step {run.best['step']}, the worst {words.label(run.best_metric)} first"
         by_group = tables.groups_table(run)
         if by_group:
             files += [element("h3", f"By group{of_run}"), by_group]
+        found = strings.verdict(run)
+        if found:
+            said.append(joined(element("h3", f"T60 by octave band{of_run}"), found))
         files += [element("h3", heading), tables.items_table(run, content.names_of_items.get(run.name, {}))]
     return joined(
         element("p", "Means over the validation list and 95 % intervals, at the best evaluation.", class_="note"),
         None if tables.have_same_list(runs) else element("p", _OTHER_LISTS, class_="notes"),
         tables.summary_table(runs),
+        said,
         _figures(validation_charts(runs)),
         files,
     )  # fmt: skip

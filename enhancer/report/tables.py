@@ -14,7 +14,7 @@ from enhancer.report import words
 from enhancer.report.markup import Markup, element
 from enhancer.report.record import RunRecord, curve_names, metric_names, number, summary_of
 from enhancer.report.svg import tone_class
-from enhancer.string_metrics import named_failures
+from enhancer.string_metrics import is_of_another, named_failures
 from enhancer.tasks import TASKS
 from hparams.fields import flat_values, rows
 
@@ -35,7 +35,7 @@ def cards(runs: list[RunRecord]) -> Markup:
 
 def summary_table(runs: list[RunRecord]) -> Markup:
     """Mean and 95 % interval of each metric at the best evaluation of each run."""
-    names = metric_names(runs)
+    names = [name for name in metric_names(runs) if not is_of_another(name)]
     leader = _leader(runs)
     lines = []
     for run in runs:
@@ -61,6 +61,7 @@ def summary_table(runs: list[RunRecord]) -> Markup:
 def items_table(run: RunRecord, names_of_items: Mapping[int, str]) -> Markup:
     """Every item of the validation list at the best evaluation, the worst by the best metric first."""
     names = [name for name in metric_names([run]) if any(name in row for row in run.rows)]
+    names = [name for name in names if not is_of_another(name)]
     sign = 1 if run.best_is_higher else -1
 
     def badness(row: Mapping[str, Any]) -> tuple[bool, float]:

@@ -50,6 +50,8 @@ class CodecTask:
         if self.own.stft_weight:
             terms["stft"] = (self.own.stft_weight, MultiResolutionStft(hp.stft_cfgs))
         self.loss = WeightedLoss(terms, self.own.is_balanced)
+        # The balancer weighs the terms by the gradients of all rows at once, and remembers them.
+        self.takes_parts = not self.own.is_balanced
         self.counts = _counts(self.own.num_codebooks)
         self._untrained: nn.Module | None = None
 

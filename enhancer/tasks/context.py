@@ -32,6 +32,8 @@ class ContextTask:
     main_module = "device"
     best_metric = "esr"
     best_is_higher = False
+    takes_parts = True
+    """The ratio of its loss is taken over the rows that are taken at once, be they a rank's or a part's."""
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
         assert isinstance(hp.task, ContextHParams), hp.task

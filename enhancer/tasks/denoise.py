@@ -32,6 +32,7 @@ class DenoiseTask:
     main_module = "denoiser"
     best_metric = "si_sdr_improvement_db"
     best_is_higher = True
+    takes_parts = True
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
         assert isinstance(hp.task, DenoiseHParams), hp.task

@@ -58,6 +58,12 @@ class PedalTask:
             terms["stft"] = (own.stft_weight, MultiResolutionStft(scaled_resolutions(hp.wav_rate)))
         self.loss = WeightedLoss(terms)
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether a segment is one chunk, so that a batch is one update."""
+        segment_samples = round(self.hp.training_seconds * self.hp.wav_rate)
+        return segment_samples - self.own.warmup_samples <= self.own.update_samples
+
     def build(self) -> dict[str, nn.Module]:
         """A fresh model of the device."""
         own, num_knobs = self.own, len(self.own.knobs)

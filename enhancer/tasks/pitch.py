@@ -61,6 +61,8 @@ class PitchTask:
             "perceptual": (self.own.perceptual_weight, self.listeners.get("perceptual", _unheard)),
         }
         self.loss = WeightedLoss(terms, self.own.is_balanced)
+        # The balancer weighs the terms by the gradients of all rows at once, and remembers them.
+        self.takes_parts = not self.own.is_balanced
         mel = MelSpectrogram(
             rate_hz=hp.wav_rate,
             n_fft=hp.n_fft,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,16 @@ from enhancer.losses.string import DecayCurve, energy_gain, relative_l1, relativ
 from enhancer.losses.weighted import WeightedLoss
 from enhancer.models.string import PluckedString
 from enhancer.models.string_filter import OCTAVES_HZ
-from enhancer.string_metrics import beside_linear, string_metrics
+from enhancer.models.string_outlook import Outlook
+from enhancer.string_metrics import ALSO_OF_LINEAR, beside_linear, string_metrics
 from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.schema import HParams
 from hparams.tasks import StringHParams
 
 CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db", "t60_range_db", "time")
 """Columns of a batch that the model takes beside the history."""
+OUTLOOK_CONSTANTS = ("outlook_level_db", "outlook_f0_hz", "outlook_stop_db")
+"""Of a stream: what `Outlook.learn` takes."""
 
 
 class StringTask:
@@ -34,10 +38,11 @@ class StringTask:
     main_module = "string"
     best_metric = "level_error_db"
     best_is_higher = False
+    takes_parts = True
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
         assert isinstance(hp.task, StringHParams), hp.task
-        self.hp, self.own = hp, hp.task
+        self.hp, self.own, self.constants = hp, hp.task, dict(constants or {})
         own = self.own
         self.history_samples = round(own.history_seconds * hp.wav_rate)
         terms: dict[str, Any] = {
@@ -50,12 +55,11 @@ class StringTask:
         self.loss = WeightedLoss(terms)
 
     def build(self) -> dict[str, nn.Module]:
-        """A fresh string."""
-        return {
-            self.main_module: self._string(
-                self.own.num_layers, self.own.has_two_stages, self.own.loop == "bounded"
-            )
-        }
+        """A fresh string, whose outlook has learned from the notes that train, where they are among the constants."""
+        string = self._string(self.own.num_layers, self.own.has_two_stages, self.own.loop == "bounded")
+        if string.outlook is not None and self.constants:
+            string.outlook.learn(*(self.constants[name] for name in OUTLOOK_CONSTANTS))
+        return {self.main_module: string}
 
     def _string(self, num_layers: int, has_two_stages: bool, is_bounded: bool) -> PluckedString:
         own = self.own
@@ -69,6 +73,7 @@ class StringTask:
             has_quarter_taps=own.has_quarter_taps,
             has_decay_state=own.has_decay_state,
             has_two_stages=has_two_stages,
+            outlook_seconds=own.outlook_seconds,
         )
 
     def plain(self, device: torch.device) -> PluckedString:
@@ -119,11 +124,31 @@ class StringTask:
     ) -> list[dict[str, float]]:
         """`string_metrics` of each row, which runs on its own from the end of the attack on, beside the plain filter's.
 
-        `linear_...` are those of the plain linear filter on the same row, `..._below_linear` what its errors are more.
+        `linear_...` are those of the plain linear filter on the same row, `..._below_linear` what its errors are more;
+        `foretold_...` and `linear_foretold_...` those of either where T60 is not told as it is but as the outlook
+        foretells it from the beginning of the row, NaN where that is too short.
         """
-        rows = self.judged(modules[self.main_module], batch)
-        plain = self.judged(self.plain(batch["note"].device), batch)
-        return [{**own, **beside_linear(own, other)} for own, other in zip(rows, plain, strict=True)]
+        module, plain = modules[self.main_module], self.plain(batch["note"].device)
+        rows, plain_rows = self.judged(module, batch), self.judged(plain, batch)
+        found = [{**own, **beside_linear(own, other)} for own, other in zip(rows, plain_rows, strict=True)]
+        outlook = cast(PluckedString, module).outlook
+        if outlook is None:
+            return found
+        foretold = self.foretold(outlook, batch)
+        for prefix, each in (("foretold_", module), ("linear_foretold_", plain)):
+            judged = [{}] * len(found) if foretold is None else self.judged(each, foretold)
+            for row, own in zip(found, judged, strict=True):
+                row.update({prefix + name: own.get(name, math.nan) for name in ALSO_OF_LINEAR})
+        return found
+
+    def foretold(self, outlook: Outlook, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """`batch` with the T60 that `outlook` foretells from its first seconds; None where it is shorter than these."""
+        note = batch["note"]
+        if note.shape[-1] < outlook.heard_samples + 1:
+            return None
+        ahead = note.shape[-1] - self.history_samples
+        t60 = outlook.over(note, batch["f0_hz"], self.history_samples, ahead)
+        return {**batch, "t60": t60, "t60_range_db": torch.full_like(t60, math.nan)}
 
     def judged(self, module: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, float]]:
         """`string_metrics` of what `module` makes of each row."""

@@ -140,6 +140,20 @@ def test_the_t60_of_a_row_is_that_of_the_stretch_that_is_judged(folder):
     assert row["t60_range_db"][~known].isnan().all()
 
 
+def test_an_outlook_learns_from_notes_that_train_and_no_others(folder):
+    stream = open_string_stream(hparams(folder, "task.valid_seconds=2"))
+    constants = stream.constants()
+    trained = [note.take.f0_hz for note in stream.train]
+    assert constants["outlook_f0_hz"].tolist() == pytest.approx(trained)
+    for row, note in enumerate(stream.train):
+        levels = octave_levels(torch.from_numpy(note.wave[None, : stream.valid_frames]), RATE_HZ).band_db[0]
+        found = constants["outlook_level_db"][row]
+        torch.testing.assert_close(found[:, : levels.shape[1]], levels)
+        assert found[:, levels.shape[1] :].isnan().all()
+        noise = note.take.noise_db[f"{OCTAVE_CENTRES_HZ[4]:g}"]
+        assert constants["outlook_stop_db"][row, 4].item() == pytest.approx(noise + 10, abs=1e-3)
+
+
 def test_a_stretch_too_short_to_be_measured_has_the_t60_of_the_whole_note(folder):
     stream = open_string_stream(hparams(folder, "task.valid_seconds=0.2"))
     row, take = stream.validation_row(0), stream.valid[0].take

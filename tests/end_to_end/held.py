@@ -21,7 +21,8 @@ from toy import ToyStream, ToyTask, toy_hparams
 from enhancer.engine import checkpoint
 from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.launcher import detect
-from enhancer.engine.session import Options, Place, leave, train
+from enhancer.engine.session import Options, Place, train
+from enhancer.engine.session_end import leave
 from enhancer.engine.task import Batch, Modules, Update
 from hparams.schema import HParams
 
@@ -110,6 +111,8 @@ def main() -> int:
 
     def open_task(hp: HParams, place: Place) -> tuple[ToyTask, ToyStream]:
         held.at("opening", FOREVER)
+        if place.rank == 1:
+            held.at("opening of one", FOREVER)
         if held.moment == "build":
             build(options.run, held.reached)
         task, stream = (

@@ -18,7 +18,7 @@ from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.deepspeed_backend import DeepSpeedBackend
 from enhancer.engine.manifest import MANIFEST
 from enhancer.engine.retention import Retention
-from enhancer.engine.session import leave
+from enhancer.engine.session_end import leave
 from enhancer.engine.state import State
 from enhancer.engine.stop import Stop
 from enhancer.engine.update import StepModules, Update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -188,6 +189,72 @@ def test_a_checkpoint_that_one_rank_cannot_write_ends_both_with_its_reason(tmp_p
     assert ended[0].text.count("step-0000010 could not be written") == 1
 
 
+def take_place_of(path: Path) -> None:
+    """A folder of the name of a file, which then cannot be written by anybody; what was there stays beside it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.aside"))
+    path.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [("accelerate", "metrics.jsonl"), ("deepspeed", "status.json")],
+)
+def test_a_file_of_rank_0_that_cannot_be_written_ends_both_alike_with_the_steps_saved(
+    tmp_path, backend, name
+):
+    run = tmp_path / "run"
+    processes = start_ranks(backend, 2, run, *HALF, *FOREVER, "--step-seconds", "0.02")
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
+    take_place_of(run / name)
+    ended = [wait(process) for process in processes]
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    reason = f"{run / name} cannot be written (Is a directory); make room or mend the disk, then run again"
+    assert ended[0].text.count(reason) == 1
+    assert "Traceback" not in ended[0].text + ended[1].text
+    (saved,) = (path for path in (run / "checkpoints").iterdir() if path.name.startswith("step-"))
+    if name != "status.json":
+        found = status(run)
+        assert (found["state"], found["exit_code"], found["reason"]) == ("failed", 2, reason)
+        assert saved.name == f"step-{found['step']:07d}"
+
+
+def test_a_folder_of_rank_0_that_cannot_be_made_ends_both_alike_with_the_steps_saved(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tensorboard").touch()
+    ended = run_ranks("accelerate", 2, run, *HALF, *FOREVER)
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    found = status(run)
+    assert (found["state"], found["exit_code"], found["step"]) == ("failed", 2, 2)
+    assert f"{run / 'tensorboard'} cannot be written (" in found["reason"]
+    weights(run, 2)
+
+
+def test_a_disk_of_rank_0_that_is_full_ends_both_alike_and_names_every_file_that_was_tried(tmp_path):
+    run = tmp_path / "run"
+    ended = run_ranks("deepspeed", 2, run, *HALF, *FOREVER, "--fault", "full:7:0", "--step-seconds", "0.02")
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    found = status(run)
+    assert (found["state"], found["exit_code"]) == ("failed", 2)
+    assert "cannot be written (File too large)" in found["reason"]
+    assert re.search(
+        r"While saving the steps before that: .*step-\d+ could not be written: rank 0", found["reason"]
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == []
+
+
+def test_a_log_that_cannot_be_written_ends_both_alike_and_status_json_says_so(tmp_path):
+    run = tmp_path / "run"
+    with open("/dev/full", "w") as full:
+        processes = start_ranks("accelerate", 2, run, *HALF, *FOREVER, output=[full, None])
+        ended = [wait(process) for process in processes]
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    found = status(run)
+    assert (found["state"], found["exit_code"]) == ("failed", 2)
+    assert "standard output cannot be written (No space left on device)" in found["reason"]
+
+
 def test_damage_in_the_first_batch_of_one_rank_stops_both(tmp_path):
     for ended in run_ranks("accelerate", 2, tmp_path / "run", *HALF, "--fault", "damage:0:1"):
         assert ended.code == 2, ended.text
@@ -205,6 +272,20 @@ def test_a_killed_deepspeed_runner_leaves_a_saved_run_and_no_orphans(tmp_path):
     weights(run, status(run)["step"])
 
 
+def wait_until_it_stands_still(heartbeat: Path, seconds: float) -> None:
+    """Return when the main thread of a living rank has come no further for `seconds`."""
+    marks, since = -1, time.monotonic()
+
+    def stands_still() -> bool:
+        nonlocal marks, since
+        found = json.loads(heartbeat.read_text())["marks"]
+        if found != marks:
+            marks, since = found, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    wait_until(stands_still, 60, f"{heartbeat} stands still")
+
+
 @pytest.mark.parametrize(
     ("backend", "values"), [("accelerate", ()), ("deepspeed", ("--set", "zero_stage=2"))]
 )
@@ -218,9 +299,9 @@ def test_a_rank_that_keeps_the_others_waiting_too_long_ends_the_run_with_the_rea
     try:
         wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 60, "the first step")
         processes[1].send_signal(signal.SIGSTOP)
-        time.sleep(
-            10
-        )  # Twice the limit: rank 0 gives up, and looks for a sign of life of the rank it waited for.
+        wait_until_it_stands_still(
+            run / "heartbeats" / "rank00000.json", 8
+        )  # Rank 0 must have given up by then.
         processes[1].send_signal(signal.SIGCONT)
         ended, other = (wait(process) for process in processes)
     finally:

@@ -94,6 +94,24 @@ def test_a_rank_that_is_frozen_before_the_ranks_have_met_ends_the_start(tmp_path
     assert not alive(run) and not (run / "status.json").exists()
 
 
+@pytest.mark.parametrize(("backend", "victim"), [("accelerate", 0), ("deepspeed", 1)])
+def test_a_rank_that_dies_before_the_ranks_have_met_ends_the_start_within_30_s_of_default_limits(
+    tmp_path, backend, victim
+):
+    """Nobody looks after these ranks, as a launcher would, and the one that waits has never heard of the other."""
+    run = tmp_path / "run"
+    processes = start_ranks(backend, 2, run, "start", *HALF, program=HELD)
+    wait_until(lambda: len(list(tmp_path.glob("run.reached-*"))) == 2, 90, "both have imported everything")
+    processes[victim].kill()
+    started = time.monotonic()
+    ended = wait(processes[1 - victim])
+    assert time.monotonic() - started < 30, ended.text
+    assert ended.code == 71, ended.text
+    assert "while the ranks met, 1 of the 2 ranks of this machine had ended" in ended.text
+    wait(processes[victim])
+    assert not alive(run) and not run.exists()
+
+
 def test_a_rank_whose_interpreter_is_held_for_ever_tells_where(tmp_path):
     run = tmp_path / "run"
     ended = run_ranks("accelerate", 2, run, *SOON, "--fault", "hold:5:1")

@@ -7,6 +7,7 @@ process is left 30 s later.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
 PROGRAM = Path(__file__).with_name("held.py")
 END_SECONDS = 30
+VICTIM = 1
 MARK = "WAVEWRIGHT_TEST_RUN"
 LAUNCHERS = {"deepspeed": ["deepspeed", "--num_gpus", "2"], "torchrun": ["torchrun", "--nproc_per_node", "2"]}
 MOMENTS = ("start", "opening", "build", "data wait", "step", "evaluation", "saving")
@@ -53,6 +55,17 @@ def rank(run: Path, number: int) -> int:
     return found
 
 
+def builder(run: Path) -> int:
+    """Number of the rank that builds, which may be either: the one that has the lock open."""
+    (lock,) = run.rglob("lock")
+    (found,) = (
+        number
+        for number in range(2)
+        if str(lock) in [file.path for file in psutil.Process(rank(run, number)).open_files()]
+    )
+    return found
+
+
 def launch_process(runner: int) -> int:
     (found,) = psutil.Process(runner).children()
     return found.pid
@@ -66,7 +79,7 @@ REQUESTS: dict[str, Callable[[int, Path], None]] = {
     "STOP file": lambda runner, run: (run / "STOP").touch(),
     "death of the runner": lambda runner, run: os.kill(runner, signal.SIGKILL),
     "death of the launch process": lambda runner, run: os.kill(launch_process(runner), signal.SIGKILL),
-    "death of a rank": lambda runner, run: os.kill(rank(run, 1), signal.SIGKILL),
+    "death of a rank": lambda runner, run: os.kill(rank(run, VICTIM), signal.SIGKILL),
 }
 # torchrun is runner and launch process in one, and its ranks are no part of its group.
 OF_DEEPSPEED = ("SIGTERM to the launch process", "SIGTERM to the group", "death of the launch process")
@@ -89,6 +102,7 @@ ALL = [
 ]
 SHORT = [
     ("deepspeed", "start", "death of the launch process"),
+    ("torchrun", "start", "death of the runner"),
     ("deepspeed", "build", "SIGTERM to the runner"),
     ("deepspeed", "build", "death of a rank"),
     ("deepspeed", "data wait", "SIGTERM to the launch process"),
@@ -124,6 +138,7 @@ def test_a_run_ends_as_it_should_whenever_and_however_it_is_told(tmp_path, launc
     process = start(launcher, moment, run)
     try:
         wait_for_moment(moment, run)
+        number_of_builder = builder(run) if moment == "build" else None
         started = time.monotonic()
         REQUESTS[request_](process.pid, run)
         process.wait(END_SECONDS)
@@ -140,14 +155,18 @@ def test_a_run_ends_as_it_should_whenever_and_however_it_is_told(tmp_path, launc
     check_end(launcher, moment, request_, run, text)
     if request_ == "STOP file" and launcher == "deepspeed":
         assert process.returncode == 75, text
-    # Either rank may build; killed, it leaves its lock, which the next start names.
-    if request_ != "death of a rank":
-        assert not list(run.rglob("lock")), "a build's lock would stop the next start"
+    # A build's lock would stop the next start. Only a builder that is killed leaves it, which that start then names.
+    is_left = request_ == "death of a rank" and number_of_builder == VICTIM
+    assert [path.name for path in run.rglob("lock")] == ["lock"] * is_left, text
 
 
 def check_end(launcher: str, moment: str, request: str, run: Path, text: str) -> None:
     if moment == "start" and not (run / "status.json").exists():
-        return  # They have not met, so there was no run.
+        # They have not met, so there was no run. Orphans say why they end, unless a signal has ended them.
+        assert not committed(run / "checkpoints") and not (run / "metrics.jsonl").exists(), text
+        if (launcher, request) == ("torchrun", "death of the runner"):
+            assert "stopped: the launcher is gone, while the ranks met" in text
+        return
     found = status(run)
     expected = ("failed", 71) if request == "death of a rank" else ("preempted", 75)
     assert (found["state"], found["exit_code"]) == expected, text
@@ -161,3 +180,25 @@ def check_end(launcher: str, moment: str, request: str, run: Path, text: str) ->
         assert found["step"] == 0 and not saved
     elif expected[0] == "preempted":
         assert found["step"] > 0 and saved[0][0] == found["step"], text
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_that_dies_in_a_start_is_the_reason_though_its_launcher_tells_the_other_to_stop(
+    tmp_path, launcher
+):
+    """The other one is told by SIGTERM, and its wait for the dead one fails, before it has seen what happened."""
+    run = tmp_path / "run"
+    process = start(launcher, "opening of one", run)
+    try:
+        wait_until(lambda: list(tmp_path.glob("run.reached-*")), 90, "one rank opens its data")
+        os.kill(rank(run, VICTIM), signal.SIGKILL)
+        process.wait(END_SECONDS)
+        wait_until(lambda: not kin(run), END_SECONDS, "the end of all processes")
+    finally:
+        for each in kin(run):
+            each.kill()
+        process.wait()
+    text = run.with_suffix(".log").read_text()
+    found = status(run)
+    assert (found["state"], found["exit_code"]) == ("failed", 71), text
+    assert re.search(rf"rank {VICTIM} \(process \d+ on .*\) is gone", found["reason"])

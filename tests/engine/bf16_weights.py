@@ -17,7 +17,7 @@ from toy import ToyStream, ToyTask, toy_hparams
 
 from enhancer.engine import deepspeed_machine, distributed
 from enhancer.engine.deepspeed_backend import DeepSpeedBackend
-from enhancer.engine.session import leave
+from enhancer.engine.session_end import leave
 from enhancer.engine.snapshot import HostMemory
 from enhancer.engine.stop import Stop
 from enhancer.engine.update import StepModules, Update

@@ -15,7 +15,7 @@ from toy import ToyStream, ToyTask, toy_hparams
 
 from enhancer.engine import deepspeed_machine
 from enhancer.engine.backend import Backend
-from enhancer.engine.session import leave
+from enhancer.engine.session_end import leave
 from enhancer.engine.snapshot import HostMemory
 from enhancer.engine.stop import Stop
 from enhancer.engine.update import StepModules, Update

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,12 @@ def environment(**values: str) -> dict[str, str]:
 
 
 def start_ranks(
-    backend: str, num_ranks: int, run: Path, *arguments: str, program: Path = TOY
+    backend: str, num_ranks: int, run: Path, *arguments: str, program: Path = TOY, output: Sequence[Any] = ()
 ) -> list[subprocess.Popen[str]]:
-    """`num_ranks` bare ranks of one toy session, started as the launcher of `backend` starts them."""
+    """`num_ranks` bare ranks of one toy session, started as the launcher of `backend` starts them.
+
+    `output` has where the words of each rank go, None for a pipe, as all of them do without it.
+    """
     port = str(free_port())
     processes = []
     for rank in range(num_ranks):
@@ -76,7 +80,7 @@ def start_ranks(
             subprocess.Popen(
                 command,
                 env=environment(**values),
-                stdout=subprocess.PIPE,
+                stdout=(output[rank] if output else None) or subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
@@ -110,7 +114,7 @@ def wait(process: subprocess.Popen[str]) -> Ended:
         os.killpg(process.pid, signal.SIGKILL)
         text, _ = process.communicate()
         raise AssertionError(f"still running after {TIMEOUT_SECONDS} s:\n{text}") from None
-    return Ended(process.returncode, text)
+    return Ended(process.returncode, text or "")
 
 
 def wait_until(condition: Any, seconds: float, what: str) -> None:

@@ -15,7 +15,6 @@ import torch
 from scipy.io import wavfile
 
 from enhancer.engine import monitor as monitor_module
-from enhancer.engine import records
 from enhancer.engine.console import BarConsole, PlainConsole, left_text, open_console, values_text
 from enhancer.engine.monitor import Monitor
 from hparams.errors import UserError
@@ -87,10 +86,79 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
         Monitor.open(tmp_path, max_steps=10, from_step=5)
 
 
-def test_metrics_that_cannot_be_written_are_the_users_to_mend(tmp_path):
+def test_records_that_cannot_be_written_are_told_once_and_written_when_they_can_be(tmp_path):
+    failures: list[str] = []
+    monitor = Monitor.open(tmp_path, max_steps=10, from_step=0, on_failure=failures.append)
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match="cannot be written"):
-        records.append(tmp_path / "metrics.jsonl", {"step": 1})
+    monitor.log(1, {"loss": 0.5})
+    monitor.log(2, {"loss": 0.25})
+    assert failures == [monitor.files.failure]
+    assert f"{tmp_path}/metrics.jsonl cannot be written (Is a directory); make room" in failures[0]
+    assert str(monitor.files.agreed()) == failures[0]
+    (tmp_path / "metrics.jsonl").rmdir()
+    monitor.catch_up()
+    monitor.close()
+    assert [line["loss"] for line in lines(tmp_path)] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("taken", ["samples", "tensorboard"])
+def test_media_that_cannot_be_written_are_named_and_cut_the_evaluation_short(tmp_path, taken):
+    failures: list[str] = []
+    (tmp_path / taken).touch()
+    monitor = Monitor.open(tmp_path, max_steps=10, from_step=0, on_failure=failures.append)
+    media = monitor.media(1)
+    media.audio("x", torch.zeros(8), 8000)
+    assert media.is_cut and len(failures) == 1 and f"{tmp_path}/{taken}" in failures[0]
+    monitor.evaluation(1, {"a": (0.0, 0.0, 0.0)}, [], 0.0)
+    monitor.close()
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert len(failures) == 1
+
+
+def test_a_line_that_does_not_fit_leaves_no_piece_of_itself(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from enhancer.engine import records\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "path = Path(sys.argv[1])\n"
+        "records.append(path, ['1' * 60])\n"
+        "try: records.append(path, ['2' * 60])\n"
+        "except OSError as error: print(error.strerror)\n"
+        "records.append(path, ['3' * 30])\n"
+    )
+    path = tmp_path / "lines"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "File too large\n"
+    assert path.read_text() == "1" * 60 + "\n" + "3" * 30 + "\n"
+
+
+def test_what_the_thread_of_tensorboard_meets_is_told_at_the_latest_when_it_is_closed(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from enhancer.engine.board import Board\n"
+        "from enhancer.engine.own_files import OwnFiles\n"
+        "files = OwnFiles(); board = Board(Path(sys.argv[1]), 1, files)\n"
+        "board.write(lambda writer: writer.add_scalar('before', 1.0, 1))\n"
+        "assert not files.failure\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))\n"
+        "board.write(lambda writer: writer.add_scalar('after', 1.0, 2))\n"
+        "board.close(); print(files.failure)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{tmp_path}/tensorboard cannot be written (File too large); make room")
+
+
+def test_a_console_that_cannot_be_written_is_a_failure_like_any_other(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from enhancer.engine.monitor import Monitor\n"
+        "monitor = Monitor.open(Path(sys.argv[1]), max_steps=10, from_step=0)\n"
+        "monitor.say('hello'); monitor.close()\n"
+        "sys.stderr.write(monitor.files.failure); sys.stderr.flush(); os._exit(0)\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=True)
+    assert done.stderr.startswith("standard output cannot be written (No space left on device); make room")
 
 
 def test_an_evaluation_has_the_means_the_intervals_and_every_item(tmp_path, capsys):

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -184,6 +185,19 @@ def test_a_stop_file_written_anew_while_the_old_one_is_judged_is_heard(tmp_path,
     reopened(tmp_path, HParams())
     assert stop.exists() and stop.stat().st_mtime > psutil.Process().create_time()
     assert not list(tmp_path.glob(".*.tmp-*"))
+
+
+@pytest.mark.parametrize("ahead_seconds", [3600, -3600])
+def test_a_stop_file_is_old_or_new_by_the_clock_of_the_disk(tmp_path, monkeypatch, ahead_seconds):
+    """Here this machine's clock goes wrong, and that of the file system is right."""
+    real_time, started = time.time, psutil.Process().create_time()
+    monkeypatch.setattr(run_module.time, "time", lambda: real_time() - ahead_seconds)
+    monkeypatch.setattr(run_module, "started_unix", lambda: started - ahead_seconds)
+    for age_seconds, is_kept in ((2, False), (-0.05, True)):
+        (tmp_path / "STOP").touch()
+        os.utime(tmp_path / "STOP", (0, started - age_seconds))
+        reopened(tmp_path, HParams())
+        assert (tmp_path / "STOP").exists() == is_kept
 
 
 def test_what_dead_writers_left_in_the_folder_is_removed(tmp_path):

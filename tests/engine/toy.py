@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enhancer.engine.session import Options, Place, leave, train
+from enhancer.engine.session import Options, Place, train
+from enhancer.engine.session_end import leave
 from enhancer.engine.task import Batch, Media, Modules, Update
 from hparams.load import load
 from hparams.schema import HParams
@@ -66,11 +67,19 @@ class ToyTask:
     is_adversarial: bool = False
     has_noise: bool = True
     is_channels_last: bool = False
+    is_judge_last: bool = False
+    """The generator's update comes first, so that batches can be taken in parts."""
+    most_rows: int = 0
+    """Rows of the largest batch that a module was called with."""
     name: str = "toy"
     main_module: str = "generator"
     best_metric: str = "error"
     best_is_higher: bool = False
     shown: list[int] = field(default_factory=list)
+
+    @property
+    def takes_parts(self) -> bool:
+        return self.is_judge_last or not self.is_adversarial
 
     def build(self) -> dict[str, nn.Module]:
         noise = [nn.Dropout(0.25)] if self.has_noise else []
@@ -90,23 +99,31 @@ class ToyTask:
         pass
 
     def step(self, modules: Modules, batch: Batch, update: Update) -> dict[str, Tensor]:
-        estimate = modules["generator"](batch["mixture"])
+        estimate = self._estimate(modules, batch)
         loss = (estimate - batch["target"]).square().mean()
         metrics = {"loss": loss.detach()}
+        if self.is_adversarial and not self.is_judge_last:
+            metrics["judge_loss"] = self._step_judge(modules, batch, estimate, update)
         if self.is_adversarial:
-            judged = modules["judge"](torch.cat([batch["target"], estimate.detach()]))
-            judge_loss = (
-                judged[len(estimate) :].mean() - judged[: len(estimate)].mean() + judged.square().mean()
-            )
-            update("judge", judge_loss)
             with modules.frozen("judge") as judge:
                 loss = loss - 0.1 * judge(estimate).mean()
-            metrics["judge_loss"] = judge_loss.detach()
         update("generator", loss)
+        if self.is_adversarial and self.is_judge_last:
+            metrics["judge_loss"] = self._step_judge(modules, batch, estimate, update)
         return metrics
 
+    def _step_judge(self, modules: Modules, batch: Batch, estimate: Tensor, update: Update) -> Tensor:
+        judged = modules["judge"](torch.cat([batch["target"], estimate.detach()]))
+        loss = judged[len(estimate) :].mean() - judged[: len(estimate)].mean() + judged.square().mean()
+        update("judge", loss)
+        return loss.detach()
+
+    def _estimate(self, modules: Modules, batch: Batch) -> Tensor:
+        self.most_rows = max(self.most_rows, len(batch["mixture"]))
+        return modules["generator"](batch["mixture"])
+
     def evaluate(self, modules: Modules, batch: Batch) -> list[dict[str, float]]:
-        error = (modules["generator"](batch["mixture"]) - batch["target"]).square().mean(dim=1)
+        error = (self._estimate(modules, batch) - batch["target"]).square().mean(dim=1)
         return [{"error": value} for value in error.tolist()]
 
     def show(self, modules: Modules, batch: Batch, media: Media) -> None:
@@ -197,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend")
     parser.add_argument("--init-from", type=Path)
     parser.add_argument("--adversarial", action="store_true")
+    parser.add_argument("--judge-last", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--step-seconds", type=float, default=0.0)
@@ -207,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream = ToyStream(
             place.rank, place.world_size, place.batch_size, options.fault, options.step_seconds
         )
-        return ToyTask(options.adversarial, not options.no_noise, options.channels_last), stream
+        task = ToyTask(options.adversarial, not options.no_noise, options.channels_last, options.judge_last)
+        return task, stream
 
     session = Options(options.run, backend=options.backend, init_from=options.init_from)
     return train(toy_hparams(*options.set), session, open_task)

@@ -215,7 +215,7 @@ def _damaged(damage: Callable[[Path, random.Random], str]) -> Fault:
 
 
 FAULTS: dict[str, Fault] = {
-    "kill a rank": Fault(_kill_rank, (LOST,), "is gone", moments=("step", "save")),
+    "kill a rank": Fault(_kill_rank, (LOST,), "is gone"),
     "kill a rank under a launcher": Fault(_kill_rank, (LOST,), "is gone", needs="launcher"),
     "kill all": Fault(_kill_all, _ANY),
     "kill all under a launcher": Fault(_kill_all, _ANY, needs="launcher"),

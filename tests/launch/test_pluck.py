@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import soundfile
 import torch
 
 from data_shards.synthetic_string import KarplusString
+from enhancer.signal.decay import octave_levels, octave_t60
 from enhancer.string_metrics import FAST, NEVER
 from launch.apply import main
 from launch.evaluate import main as evaluate
@@ -72,9 +74,39 @@ def test_one_period_fills_the_string_and_other_rates_are_resampled(runs, pluck_f
     assert soundfile.info(tmp_path / "a2.flac").frames == RATE_HZ // 2
 
 
-def test_a_long_excitation_says_how_long_it_rings(runs, pluck_file, tmp_path):
-    words = ["--excite", pluck_file(1.0), "--f0", F0_HZ, "--output", tmp_path / "a2.wav"]
-    assert command(runs["string"], *words, "--seconds", 1.5) == 0
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.5, "T60 of the excitation as a whole: "),
+        (0.9, "T60 foretold from 0.6 s behind the attack: "),
+        (1.6, "T60 from what lies behind 0.6 s of the excitation: "),
+    ],
+)
+def test_a_long_excitation_says_how_long_it_rings(runs, pluck_file, tmp_path, capsys, seconds, says):
+    """A tone whose bands fall by 60 dB in 1.5 s goes on so."""
+    words = ["--excite", pluck_file(seconds), "--f0", F0_HZ, "--output", tmp_path / "a2.wav"]
+    assert command(runs["string"], *words, "--seconds", seconds + 1) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(says))
+    assert 1.2 < float(re.search(r"([\d.]+) s at 125 Hz", line).group(1)) < 1.8
+    wave, _ = soundfile.read(tmp_path / "a2.wav")
+    made = torch.from_numpy(wave[round(seconds * RATE_HZ) :])[None]
+    assert octave_t60(octave_levels(made, RATE_HZ))[0].t60_seconds[0, 1].item() == pytest.approx(1.5, rel=0.2)
+
+
+@pytest.mark.parametrize(("f0_hz", "is_told"), [(F0_HZ, False), (F0_HZ * 2 ** (-9 / 1200), True)])
+def test_a_pitch_that_is_not_that_of_the_excitation_is_told(
+    runs, pluck_file, tmp_path, capsys, f0_hz, is_told
+):
+    words = ["--excite", pluck_file(0.8), "--f0", f0_hz, "--output", tmp_path / "a2.wav", "--t60", 1]
+    assert command(runs["string"], *words, "--seconds", 1.2) == 0
+    said = "note: the excitation sounds at 110.00 Hz, +9.0 cents from --f0" in capsys.readouterr().out
+    assert said == is_told
+
+
+def test_what_is_given_counts_before_what_is_heard(runs, pluck_file, tmp_path, capsys):
+    words = ["--excite", pluck_file(1.3), "--f0", F0_HZ, "--output", tmp_path / "a2.wav", "--t60", 3]
+    assert command(runs["string"], *words, "--seconds", 2) == 0
+    assert "T60 is 3 s, as given" in capsys.readouterr().out
 
 
 def test_what_lies_before_a_short_excitation_is_its_period_again():
@@ -139,7 +171,8 @@ def test_a_string_is_judged_with_its_failures_and_hardest_notes(runs, tmp_path, 
     assert "no failure on 3 notes" in output or "failure: " in output
     assert "from the least to the most, quartiles and 95 %" in output
     for whose in ("the model", "the plain linear filter"):
-        assert f"of 3 notes by {whose}" in output
+        assert f"of 3 notes by {whose}\n" in output
+        assert f"of 3 notes by {whose}, T60 foretold" in output
     record = json.loads((tmp_path / "out.json").read_text())
     assert {item["sources"]["note"] for item in record["items"]} == {"a2_f.wav", "e3_f.wav", "c4_f.wav"}
     assert all(isinstance(item["failures"], list) for item in record["items"])
@@ -178,3 +211,9 @@ def test_notes_with_all_bands_within_the_limit_are_counted_beside_the_plain_filt
     output = capsys.readouterr().out
     assert "within 20 %, no failure: 2 of 4 notes by the model" in output
     assert "within 20 %, no failure: 2 of 4 notes by the plain linear filter" in output
+    foretold = [row | {"foretold_t60_worst_error": float("nan"), "foretold_num_failures": 0} for row in rows]
+    print_string_rows(foretold, ["a", "b", "c", "d"], "error")
+    assert "foretold" not in capsys.readouterr().out
+    foretold[0]["foretold_t60_worst_error"] = 0.1
+    print_string_rows(foretold, ["a", "b", "c", "d"], "error")
+    assert "1 of 4 notes by the model, T60 foretold" in capsys.readouterr().out

@@ -142,8 +142,12 @@ def test_trial_runs_put_each_band_right_and_leave_alone_what_is_not_known() -> N
     # 125 Hz holds no partial of 250 Hz.
     t60[0, 1], t60[0, 2], t60[0, 4] = 1.0, 2.0, 0.5
     rates = 3 * math.log(10) / torch.tensor([1.2, 0.8], dtype=torch.float64)
-    change = tuned(ring_of(rates, seen), 3 * RATE_HZ, RATE_HZ, torch.tensor([250.0]), t60)  # type: ignore[arg-type]
+    ring = ring_of(rates, seen)
+    change, wave = tuned(ring, 3 * RATE_HZ, RATE_HZ, torch.tensor([250.0]), t60)  # type: ignore[arg-type]
     assert len(seen) > 1 and not seen[0].any()
+    assert wave is not None and torch.equal(wave, ring(change, 3 * RATE_HZ))  # type: ignore[operator]
+    _, longer = tuned(ring, 9 * RATE_HZ, RATE_HZ, torch.tensor([250.0]), t60)  # type: ignore[arg-type]
+    assert longer is None
     assert change[0, 2].item() == pytest.approx(math.log(1.2 / 2.0), abs=2 * NEAR_ENOUGH)
     assert change[0, 4].item() == pytest.approx(math.log(0.8 / 0.5), abs=2 * NEAR_ENOUGH)
     others = [band for band in range(9) if band not in (2, 4)]
@@ -152,8 +156,8 @@ def test_trial_runs_put_each_band_right_and_leave_alone_what_is_not_known() -> N
 
 def test_a_stretch_too_short_for_a_decay_is_not_tuned() -> None:
     seen: list[Tensor] = []
-    change = tuned(ring_of(torch.ones(2), seen), 1000, RATE_HZ, torch.tensor([250.0]), torch.ones(1, 9))  # type: ignore[arg-type]
-    assert not seen and not change.any()
+    change, wave = tuned(ring_of(torch.ones(2), seen), 1000, RATE_HZ, torch.tensor([250.0]), torch.ones(1, 9))  # type: ignore[arg-type]
+    assert not seen and not change.any() and wave is None
 
 
 @pytest.mark.parametrize("has_two_stages", [False, True])

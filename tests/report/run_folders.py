@@ -79,6 +79,7 @@ def mix_corpora(root: Path, name: str = "voice") -> dict[str, Path]:
 def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     """A small run of `task`. `changes` go to the run, or to its task where it has such a field."""
     small = {"width": 2, "valid_items": 5, "valid_seconds": 0.5, "hidden_size": 4, "knobs": ("drive",)}
+    small |= {"outlook_seconds": 0.6, "valid_seconds": 0.6} if task == "string" else {}
     small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200, "folds": 2}
     small |= {"channels": (1, 4, 8), "blocks": (1, 1), "factors": (8, 4)}
     small |= {"encoder_width": 2, "decoder_width": 32, "num_codebooks": 2, "codebook_size": 16}

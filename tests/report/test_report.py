@@ -16,6 +16,7 @@ from scipy import signal
 
 from enhancer.charts import EXCESS_FROM_HZ
 from enhancer.report.examples import EXCERPT_SECONDS
+from enhancer.string_metrics import JUDGED
 from enhancer.tasks import TASKS
 from launch.report import main
 from tests.report.document import Document
@@ -66,6 +67,34 @@ def test_a_string_has_its_decay_curves_and_its_failures_in_words(
     assert "T60 error" in document.texts and "End DC (dBFS)" in document.texts
     assert "linear filter" in document.texts and "Linear T60 worst error" in document.texts
     assert "in words" in document.texts and "no failure" in document.texts
+
+
+def test_a_string_is_told_beside_the_plain_filter_and_by_what_its_beginning_foretells(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    document = report(tmp_path / "report.html", runs["string"])
+    records = [json.loads(line) for line in (runs["string"] / "metrics.jsonl").read_text().splitlines()]
+    *_, best = [record for record in records if record["kind"] == "evaluation"]
+    rows = best["rows"]
+    for prefix, whose in JUDGED.items():
+        at = document.texts.index(whose)
+        notes = [
+            row for row in rows if row[f"{prefix}t60_worst_error"] <= 0.2 and not row[f"{prefix}num_failures"]
+        ]
+        bands = sum(row[f"{prefix}t60_bands_within"] for row in rows)
+        total = sum(row["t60_bands"] for row in rows)
+        told = [f"{len(notes)} of {len(rows)}", f"{bands:.0f} of {total:.0f}"]
+        assert document.texts[at + 1 : at + 3] == told
+
+
+def test_one_evaluation_makes_no_curves(runs: dict[str, Path], tmp_path: Path) -> None:
+    once = shutil.copytree(runs["string"], tmp_path / "once")
+    lines = (once / "metrics.jsonl").read_text().splitlines()
+    first = next(line for line in lines if json.loads(line)["kind"] == "evaluation")
+    kept = [line for line in lines if json.loads(line)["kind"] != "evaluation" or line != first]
+    (once / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    twice = report(tmp_path / "twice.html", runs["string"]).texts.count("Spectral distance")
+    assert report(tmp_path / "once.html", once).texts.count("Spectral distance") == twice - 1
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))

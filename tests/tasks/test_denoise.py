@@ -150,6 +150,23 @@ def test_twenty_steps_on_one_batch_raise_its_si_sdr(hp: HParams, batch) -> None:
     assert all(row["si_sdr_improvement_db"] > 3 for row in rows), rows
 
 
+def test_the_gradients_of_rows_one_by_one_are_on_average_those_of_the_batch(hp: HParams, batch) -> None:
+    task = TASKS["denoise"](hp, {"rir": torch.eye(1, 3000)})
+    assert task.takes_parts
+    torch.manual_seed(0)
+    modules = task.build()
+
+    def gradients(part: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        parameters = list(modules["denoiser"].parameters())
+        task.step(modules, part, lambda name, loss: found.extend(torch.autograd.grad(loss, parameters)))
+        return found
+
+    rows = [gradients({key: value[row : row + 1] for key, value in batch.items()}) for row in (0, 1)]
+    for whole, first, second in zip(gradients(batch), *rows, strict=True):
+        torch.testing.assert_close((first + second) / 2, whole, atol=1e-6, rtol=1e-4)
+
+
 def test_another_rate_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="wav_rate is 48000 Hz, but the STFT loss"):
         TASKS["denoise"](replace(HParams(), wav_rate=48_000))

@@ -42,6 +42,15 @@ class Descent:
                 parameter.grad = None
 
 
+@pytest.mark.parametrize(
+    ("update_samples", "takes_parts"), [(2048, False), (7819, False), (7820, True), (100_000, True)]
+)
+def test_batches_are_taken_in_parts_where_a_segment_is_one_update(update_samples, takes_parts) -> None:
+    # 0.2 s are 8820 samples, of which the first 1000 are only heard.
+    task = task_of(f"task.update_samples={update_samples}", "task.warmup_samples=1000")
+    assert task.takes_parts == takes_parts
+
+
 def test_a_step_is_truncated_backpropagation_as_one_writes_it_by_hand() -> None:
     """Warm-up of 1000 without gradient, then chunks of 2048 and the remaining 1904, each its own update; ESR only."""
     task = task_of("task.dc_weight=0", "task.hf_hinge_weight=0", "task.esr_weight=1")

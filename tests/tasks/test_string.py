@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enhancer.signal.decay import octave_levels, octave_t60
 from enhancer.tasks.string import StringTask
+from hparams.errors import UserError
 from hparams.load import load
 
 RATE_HZ = 44_100
@@ -146,6 +147,35 @@ def test_a_string_is_judged_beside_the_plain_linear_filter() -> None:
     assert beside["linear_level_error_db"] == found["level_error_db"]
 
 
+def test_a_string_is_judged_also_by_what_the_beginning_of_a_note_foretells() -> None:
+    """A T60 of 1 s that is told as 2: what is foretold from the sound is right, of the plain filter too."""
+    task = task_of("task.num_layers=0")
+    module, batch = task.build()["string"].eval(), batch_of(1, seconds=1.5)
+    with torch.no_grad():
+        found = task.evaluate({"string": module}, batch)[0]
+        short = task.evaluate({"string": module}, batch_of(1, seconds=0.9))[0]
+    assert found["t60_worst_error"] > 0.5 > 0.05 > found["foretold_t60_worst_error"]
+    assert found["linear_foretold_t60_worst_error"] < 0.05 and found["foretold_num_failures"] == 0
+    assert math.isnan(short["foretold_t60_error"]) and math.isnan(short["linear_foretold_num_failures"])
+    untold = task_of("task.controls=[f0]")
+    with torch.no_grad():
+        row = untold.evaluate({"string": untold.build()["string"].eval()}, batch)[0]
+    assert not any("foretold" in name for name in row)
+
+
+def test_the_outlook_of_a_fresh_string_has_learned_from_the_constants_of_its_stream() -> None:
+    notes = batch_of(6, seconds=1.5)
+    constants = {
+        "outlook_level_db": octave_levels(notes["note"], RATE_HZ).band_db,
+        "outlook_f0_hz": notes["f0_hz"],
+        "outlook_stop_db": torch.full((6, 9), -190.0),
+    }
+    hp = task_of().hp
+    fresh, blank = (StringTask(hp, given).build()["string"].outlook for given in (constants, None))
+    assert fresh.bias.exp().item() == pytest.approx(60.0, rel=0.05)  # dB per second: a T60 of 1 s
+    assert blank.bias.item() == 0
+
+
 def test_two_stages_learn_what_a_linear_filter_cannot_do() -> None:
     """Tones that fall by 20 dB within 0.2 s and then ring on: the levels come nearer, T60 stays as told."""
     time = torch.arange(round(1.5 * RATE_HZ)) / RATE_HZ
@@ -163,3 +193,10 @@ def test_two_stages_learn_what_a_linear_filter_cannot_do() -> None:
     for row in rows:
         assert row["level_error_db"] < 0.7 * row["linear_level_error_db"], row
         assert row["t60_worst_error"] < 0.1 and row["num_failures"] == 0, row
+
+
+def test_a_beginning_too_short_to_hear_a_decay_in_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"outlook_seconds 0.8 leaves too little behind task.history_seconds 0.3"
+    ):
+        task_of("task.outlook_seconds=0.8", "task.history_seconds=0.3", "training_seconds=0.5")
