@@ -42,9 +42,9 @@ class MixSettings:
 
     @classmethod
     def of(cls, hp: HParams) -> MixSettings:
-        """The settings that `hp` of a task `denoise` or `codec` asks for."""
-        if hp.task.name == "codec":
-            return cls._of_codec(hp)
+        """The settings that `hp` of a task `denoise`, `codec` or `enhance` asks for."""
+        if hp.task.name in ("codec", "enhance"):
+            return cls._of_foregrounds(hp)
         task: Any = hp.task
         low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
         return cls(
@@ -71,8 +71,8 @@ class MixSettings:
         )
 
     @classmethod
-    def _of_codec(cls, hp: HParams) -> MixSettings:
-        """Foregrounds alone, at a drawn level: what a codec gives back is what it is given."""
+    def _of_foregrounds(cls, hp: HParams) -> MixSettings:
+        """Foregrounds alone, at a drawn level: what these tasks give back is what they are given."""
         task: Any = hp.task
         return cls(
             seed=hp.seed,

@@ -188,10 +188,11 @@ def open_stream(
 ) -> MixStream:
     """Open the corpora that `hp` needs and no others.
 
-    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only, load_fg_only and a codec fg_dir only.
+    Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only; load_fg_only, a codec and an enhancer
+    fg_dir only.
 
     Args:
-        hp: hyper-parameters of a denoise or codec run.
+        hp: hyper-parameters of a denoise, codec or enhance run.
         rank: this process among `world_size`.
         world_size: processes that share the draws.
         batch_size: rows of a batch; hp.batch_size_per_gpu when not given.

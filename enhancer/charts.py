@@ -23,8 +23,9 @@ OVERLAY_SECONDS = 0.025
 SPECTROGRAM_FLOOR_DB = -90.0
 SHOWN_BELOW_LOUDEST_DB = 90.0
 MOST_DIFFERENCE_DB = 40.0
-BASELINE = "linear filter"
-"""What a task calls the plain model that its own is judged beside."""
+LINEAR_FILTER, GRIFFIN_LIM = "linear filter", "Griffin-Lim"
+BASELINES = (LINEAR_FILTER, GRIFFIN_LIM)
+"""What tasks call the plain ways that their models are judged beside."""
 SHOWN_BAND_DB = 50.0
 """Bands of a decay that begin further below the loudest one are not drawn."""
 
@@ -87,7 +88,7 @@ class Spectrograms:
 
 def waves_of_task(waves: Mapping[str, Tensor]) -> list[Wave]:
     """The waves [T] of a task with their tones: the target, the estimate, a baseline, and what the model hears."""
-    tones = {"target": "target", "estimate": "0", BASELINE: "baseline"}
+    tones = {"target": "target", "estimate": "0", **dict.fromkeys(BASELINES, "baseline")}
     return [Wave(name, tones.get(name, "input"), wave) for name, wave in waves.items()]
 
 

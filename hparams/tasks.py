@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from hparams.codec import CodecHParams
+from hparams.enhance import EnhanceHParams
 from hparams.numbers import (
     MOST_SAMPLES,
     Decibels,
@@ -427,6 +428,12 @@ DeviceHParams = PedalHParams | ContextHParams
 """Tasks that learn a device from a corpus of dry/wet pairs."""
 DEVICE_TASKS = tuple(task.name for task in (PedalHParams, ContextHParams))
 TaskHParams = Annotated[
-    DenoiseHParams | PedalHParams | ContextHParams | StringHParams | PitchHParams | CodecHParams,
+    DenoiseHParams
+    | PedalHParams
+    | ContextHParams
+    | StringHParams
+    | PitchHParams
+    | CodecHParams
+    | EnhanceHParams,
     Field(discriminator="name"),
 ]

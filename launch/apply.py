@@ -32,6 +32,7 @@ from enhancer.inference import (
 )
 from enhancer.signal.resample import resample_blocks
 from hparams.codec import CodecHParams
+from hparams.enhance import EnhanceHParams
 from hparams.errors import UserError
 from hparams.pitch import PitchHParams
 from hparams.tasks import DenoiseHParams, DeviceHParams
@@ -254,7 +255,9 @@ def _processed(
         # What a device makes of a signal depends on its level, so that stays.
         model = StatefulModel(run.module, knobs, device)
     else:
-        assert isinstance(run.hp.task, (DenoiseHParams, CodecHParams, PitchHParams)), run.hp.task
+        assert isinstance(run.hp.task, (DenoiseHParams, CodecHParams, PitchHParams, EnhanceHParams)), (
+            run.hp.task
+        )
         gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
         model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
     scaled = (block * gain for block in _blocks(source, info.samplerate))

@@ -14,12 +14,13 @@ from enhancer.engine.clock import crossed
 from enhancer.engine.evaluate import evaluate
 from enhancer.engine.guard import save_replay
 from enhancer.engine.job import Job, Outcome
+from enhancer.engine.monitor import Monitor
 from enhancer.engine.own_files import FileFailure
 from enhancer.engine.pulse import COPYING
 from enhancer.engine.schedule import plateau_rate
 from enhancer.engine.state import State
 from enhancer.engine.status import STATUS
-from enhancer.engine.task import Batch
+from enhancer.engine.task import Batch, Noticing, Task
 from enhancer.engine.update import Update
 from hparams.errors import UserError
 from hparams.schema import HParams
@@ -36,6 +37,7 @@ def log_step(
     }
     line = dict(zip(metrics, means, strict=True)) | norms | values
     job.monitor.log(state.step, {**line, "draws": state.draws, "skipped": state.skipped})
+    tell_notices(job.task, job.monitor, state.step)
     tell_running(job, state)
 
 
@@ -43,6 +45,12 @@ def tell_running(job: Job, state: State) -> None:
     """`status.json` says that the run is at `state`."""
     with job.monitor.files.kept(job.run.folder / STATUS):
         job.run.status("running", state.step)
+
+
+def tell_notices(task: Task, monitor: Monitor, step: int) -> None:
+    """Events of what the task has noticed."""
+    for text in task.notices() if isinstance(task, Noticing) else ():
+        monitor.event(step, "notice", text)
 
 
 def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:

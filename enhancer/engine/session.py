@@ -22,6 +22,7 @@ from enhancer.engine.fit import fit
 from enhancer.engine.job import Job
 from enhancer.engine.launcher import Launch
 from enhancer.engine.meeting import meeting
+from enhancer.engine.milestones import tell_notices
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.parts import num_parts_of
 from enhancer.engine.pulse import BUILDING, Pulse
@@ -299,6 +300,7 @@ def _announce(
     monitor.event(
         state.step, "resumed" if checkpoint else "start", f"{where}: {task.name}, parameters {sizes}"
     )
+    tell_notices(task, monitor, state.step)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

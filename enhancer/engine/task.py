@@ -99,6 +99,14 @@ class Remembering(Protocol):
 
 
 @runtime_checkable
+class Noticing(Protocol):
+    """A task that notices what the user should know of a run, beside its numbers."""
+
+    def notices(self) -> list[str]:
+        """What is new since the last call, a text each. Asked for at the start and with every logged step."""
+
+
+@runtime_checkable
 class Divisible(Protocol):
     """A task whose step may be taken on equal parts of a batch one after another, where all of it would not fit."""
 

@@ -62,6 +62,12 @@ class FeatureMatching:
                     found = checkpoint(segment, found, use_reentrant=False, preserve_rng_state=False)
                 else:
                     found = segment(found)
-                size = wanted.abs().mean((1, 2)).clamp(min=QUIET)
-                distances.append(((found - wanted).abs().mean((1, 2)) / size).mean())
+                distances.append(relative_distance(found, wanted))
         return torch.stack(distances).mean()
+
+
+def relative_distance(found: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
+    """mean |found - wanted| / mean |wanted|, per row [B, ...], averaged over the rows, in float32."""
+    found, wanted = found.float().flatten(1), wanted.float().flatten(1)
+    size = wanted.abs().mean(1).clamp(min=QUIET)
+    return ((found - wanted).abs().mean(1) / size).mean()

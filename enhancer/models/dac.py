@@ -206,7 +206,7 @@ class Dac(nn.Module):
         self.quantizer = ResidualVectorQuantizer(latent_size, num_codebooks, codebook_size, codebook_dim)
         self.stride_samples = math.prod(strides)
         self.context_samples = _context_samples(strides)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, wave: Tensor, num_codebooks: Tensor | None = None) -> Any:
         """The waveform [B, T] as the codec gives it back, [B, T].
@@ -243,7 +243,7 @@ def _context_samples(strides: Sequence[int]) -> int:
     return 2 * blocks + ends
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Weights with which the level of a sound stays about the same from layer to layer, and entries of its size.
 
     DAC's own, all of the same small spread, are meant for runs of 250,000 steps: latents hardly differ at first, and in

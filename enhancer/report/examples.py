@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from enhancer.charts import BASELINE, Wave, moments, overlay_samples
+from enhancer.charts import BASELINES, Wave, moments, overlay_samples
 from enhancer.report.record import RunRecord, number
 
 EXCERPT_SECONDS = 5.0
 DECAY_SECONDS = 8.0
-_SOUND = re.compile(r"(\d+)_([\w ]+)\.wav")
-_JUDGED = ("estimate", "target", BASELINE)
+_SOUND = re.compile(r"(\d+)_([\w -]+)\.wav")
+_JUDGED = ("estimate", "target", *BASELINES)
 
 
 @dataclass(frozen=True, eq=False)
 class Heard:
     """One item through one run.
 
-    `waves`: [T] by the task's names: estimate, target, what the model hears, and with some tasks a BASELINE.
+    `waves`: [T] by the task's names: estimate, target, what the model hears, and with some tasks one of BASELINES.
     """
 
     run: RunRecord
@@ -70,9 +70,8 @@ class Example:
             )
             for each in self.heard
         ]
-        if BASELINE in self.first.waves:
-            found.append(Wave(BASELINE, "baseline", self.first.waves[BASELINE]))
-        return found
+        plain = [name for name in BASELINES if name in self.first.waves]
+        return found + [Wave(name, "baseline", self.first.waves[name]) for name in plain]
 
     def excerpt(self) -> tuple[int, int]:
         """First sample and length of what is played: all, or EXCERPT_SECONDS around the worst of the first run.
@@ -148,7 +147,7 @@ def from_samples(run: RunRecord, count: int) -> tuple[list[Heard], list[str]]:
 def is_whole(waves: dict[str, Tensor]) -> bool:
     """Whether there are an estimate, a target and one input, of one channel and one length; maybe a baseline."""
     shapes = {tuple(wave.shape) for wave in waves.values()}
-    names = set(waves) - {BASELINE}
+    names = set(waves) - set(BASELINES)
     return (
         {"estimate", "target"} < names
         and len(names) == 3

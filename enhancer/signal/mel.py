@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,6 +11,9 @@ from torch.nn import functional as F
 from enhancer.signal.stft import power_spectrogram
 from enhancer.signal.torchaudio import torchaudio
 from enhancer.signal.types import MelFrames, Wave
+
+TOP_DB = 15.0
+"""Of the scaled front end: this level is 1 there, and the floor 0. About full scale."""
 
 
 class MelSpectrogram:
@@ -30,6 +35,7 @@ class MelSpectrogram:
         magnitude_min: float = 1e-4,
     ) -> None:
         self.n_fft = n_fft
+        self.num_mels = num_mels
         self.window_samples = window_samples
         self.hop_samples = hop_samples
         self.preemphasis = preemphasis
@@ -50,6 +56,19 @@ class MelSpectrogram:
             mel = magnitude @ self._bands
         return 20 * mel.clamp(min=self.magnitude_min).log10().transpose(-1, -2)
 
+    @property
+    def floor_db(self) -> float:
+        """What silence is, dB."""
+        return 20 * math.log10(self.magnitude_min)
+
+    def scaled(self, wave: Wave) -> MelFrames:
+        """[..., T] -> (dB - floor) / (TOP_DB - floor), [..., M, N]: (dB + 80) / 95 at a floor of 1e-4."""
+        return (self(wave) - self.floor_db) / (TOP_DB - self.floor_db)
+
+    def unscaled(self, mel: MelFrames) -> MelFrames:
+        """The decibels of what `scaled` gives."""
+        return mel * (TOP_DB - self.floor_db) + self.floor_db
+
 
 def mel_filterbank(rate_hz: int, n_fft: int, num_mels: int) -> Tensor:
     """Slaney's triangular mel bands of unit area, [F, M], from 0 Hz to half of `rate_hz`."""
@@ -62,3 +81,11 @@ def mel_filterbank(rate_hz: int, n_fft: int, num_mels: int) -> Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
+
+
+def band_centres_hz(rate_hz: int, num_mels: int) -> Tensor:
+    """Frequencies at which the bands of `mel_filterbank` are highest, Hz [M]: Slaney's scale, linear below 1 kHz."""
+    step = math.log(6.4) / 27
+    top = 15 + math.log(rate_hz / 2000) / step if rate_hz > 2000 else rate_hz * 3 / 400
+    mel = torch.linspace(0, top, num_mels + 2, dtype=torch.float64)[1:-1]
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * ((mel - 15) * step).exp()).float()

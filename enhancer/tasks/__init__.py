@@ -3,6 +3,7 @@
 from enhancer.tasks.codec import CodecTask
 from enhancer.tasks.context import ContextTask
 from enhancer.tasks.denoise import DenoiseTask
+from enhancer.tasks.enhance import EnhanceTask
 from enhancer.tasks.pedal import PedalTask
 from enhancer.tasks.pitch import PitchTask
 from enhancer.tasks.string import StringTask
@@ -14,7 +15,8 @@ TASKS: dict[
     | type[ContextTask]
     | type[StringTask]
     | type[PitchTask]
-    | type[CodecTask],
+    | type[CodecTask]
+    | type[EnhanceTask],
 ] = {
     "denoise": DenoiseTask,
     "pedal": PedalTask,
@@ -22,4 +24,5 @@ TASKS: dict[
     "string": StringTask,
     "pitch": PitchTask,
     "codec": CodecTask,
+    "enhance": EnhanceTask,
 }

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from enhancer.charts import BASELINE
+from enhancer.charts import LINEAR_FILTER
 from enhancer.losses.stft import MultiResolutionStft
 from enhancer.losses.string import DecayCurve, energy_gain, relative_l1, relative_mse
 from enhancer.losses.weighted import WeightedLoss
@@ -169,7 +169,7 @@ class StringTask:
             "history": torch.cat([heard, torch.zeros_like(target)], 1),
             "estimate": torch.cat([heard, estimate], 1),
             "target": torch.cat([heard, target], 1),
-            BASELINE: torch.cat([heard, plain], 1),
+            LINEAR_FILTER: torch.cat([heard, plain], 1),
         }
 
     def show(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor], media: Any) -> None:

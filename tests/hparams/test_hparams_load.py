@@ -48,7 +48,7 @@ def test_the_small_preset_changes_only_what_it_says():
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads(name):
     kind = "context" if name == "pedal_context" else name.partition("_")[0]
-    assert load(name).task.name == ("denoise" if kind == "base" else kind)
+    assert load(name).task.name == {"base": "denoise", "enhancer": "enhance"}.get(kind, kind)
 
 
 @pytest.mark.parametrize(

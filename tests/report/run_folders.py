@@ -24,6 +24,7 @@ from enhancer.engine.weights import write_weights
 from enhancer.inference import load_run
 from enhancer.tasks import TASKS
 from hparams.codec import CodecHParams
+from hparams.enhance import EnhanceHParams
 from hparams.fields import kinds
 from hparams.load import dump
 from hparams.pitch import PitchHParams
@@ -82,6 +83,8 @@ def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200, "folds": 2}
     small |= {"channels": (1, 4, 8), "blocks": (1, 1), "factors": (8, 4)}
     small |= {"encoder_width": 2, "decoder_width": 32, "num_codebooks": 2, "codebook_size": 16}
+    small |= {"autoencoder_width": 4, "autoencoder_blocks": 1, "vocoder_width": 8, "vocoder_blocks": 1}
+    small |= {"periods": (2,), "period_width": 1, "resolution_width": 1}
     kind: type[Any] = kinds()[task]
     names = {each.name for each in dataclasses.fields(kind)}
     own = kind(**{name: value for name, value in {**small, **changes}.items() if name in names})
@@ -121,7 +124,7 @@ def corpora_of(task: str, root: Path) -> dict[str, Path]:
         return {"note_dir": note_corpus(root)}
     if kinds()[task] is PitchHParams:
         return {"pair_dir": pitch_corpus(root)}
-    is_of_mixes = kinds()[task] in (DenoiseHParams, CodecHParams)
+    is_of_mixes = kinds()[task] in (DenoiseHParams, CodecHParams, EnhanceHParams)
     return mix_corpora(root) if is_of_mixes else {"pair_dir": device_corpus(root)}
 
 
