@@ -21,6 +21,12 @@ def packaged_class(name: str) -> Callable[..., torch.optim.Optimizer]:
             f"optimizer {name} needs the package pytorch_optimizer, which is not installed; "
             "run: pip install 'wavewright[optimizers]', or set optimizer to adamw or muon"
         ) from None
+    if name == "psgd" and not torch.backends.opt_einsum.is_available():
+        # From left to right, the product of two preconditioners and a matrix has as many entries as all three together.
+        raise UserError(
+            "optimizer psgd needs the package opt_einsum, without which a step takes gigabytes and minutes; "
+            "run: pip install 'wavewright[optimizers]', or set optimizer to adamw or muon"
+        )
     return _steady_kron(pytorch_optimizer.Kron) if name == "psgd" else _steady_soap(pytorch_optimizer.SOAP)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random as python_random
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ def package(request):
     """Skips what needs pytorch_optimizer where that is not installed."""
     if {"psgd", "soap"} & {str(value).rpartition("=")[2] for value in _parameters(request)}:
         pytest.importorskip("pytorch_optimizer", reason="needs the extra [optimizers]")
+        pytest.importorskip("opt_einsum", reason="needs the extra [optimizers]")
 
 
 def _parameters(request) -> list[object]:
@@ -236,6 +238,28 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, name):
     hp = replace(HParams(), optimizer=name)
     with pytest.raises(UserError, match=rf"{name} needs .*pip install 'wavewright\[optimizers\]'"):
         make_optimizer(hp, [{"params": [nn.Parameter(torch.zeros(2, 2))]}])
+
+
+def test_psgd_without_the_package_that_orders_its_products_is_refused(monkeypatch):
+    pytest.importorskip("pytorch_optimizer", reason="needs the extra [optimizers]")
+    monkeypatch.setattr(torch.backends.opt_einsum, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"opt_einsum.*wavewright\[optimizers\]"):
+        make_optimizer(load("pedal_lstm", ["optimizer=psgd"]), [{"params": [nn.Parameter(torch.ones(4, 4))]}])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_a_step_of_psgd_holds_no_product_of_all_axes_of_a_matrix_and_its_preconditioners():
+    # From left to right these would be 256^2 x 512^2 entries, 64 GiB; a step may take one.
+    script = (
+        "import psutil, resource, torch; from torch import nn; from hparams.load import load; "
+        "from enhancer.engine.optimizers import make_optimizer; weight = nn.Parameter(torch.ones(256, 512)); "
+        "steps = make_optimizer(load('pedal_lstm', ['optimizer=psgd']), [{'params': [weight]}]); "
+        "weight.grad = torch.ones(256, 512); limit = psutil.Process().memory_info().vms + 2**30; "
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); steps.step(); "
+        "print(bool(torch.isfinite(weight).all()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout == "True\n", found.stderr
 
 
 def test_deepspeed_is_told_of_no_optimiser_that_it_does_not_make():
