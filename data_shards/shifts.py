@@ -11,6 +11,8 @@ from data_shards.strict_json import MAX_INTEGER, JsonObject
 from hparams.shifting import ENGINES, MOST_SEMITONES
 
 UP_DOWN, DOWN_UP = "up-down", "down-up"
+LEVELS = "as loud below the cutoff"
+"""How the sides of a pair are levelled; what was built otherwise is built again."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class ShiftOptions:
 
     def as_text(self) -> str:
         """One line, equal for equal options."""
-        return f"{self.semitones} {self.engines} {self.copies} {self.seed}"
+        return f"{self.semitones} {self.engines} {self.copies} {self.seed} {LEVELS}"
 
 
 def semitone_range(text: str) -> tuple[int, int]:

@@ -73,7 +73,8 @@ class EnhanceHParams:
     gan_start_step: Annotated[
         NonNegative,
         Field(
-            description="steps after which the discriminators learn and are listened to; until then they are idle"
+            description="steps, skipped ones too, after which the discriminators learn and are listened to; until then "
+            "they are idle"
         ),
     ] = 5000
     collapse_steps: Annotated[
@@ -88,7 +89,7 @@ class EnhanceHParams:
     ] = (-30.0, -16.0)
     autoencoder_weight: Annotated[
         PositiveFloat, Field(description="weight of the squared error of normalised mel frames")
-    ] = 1.0
+    ] = 150.0
     mel_weight: Annotated[
         NonNegativeFloat, Field(description="weight of the multi-scale mel loss of the waveform")
     ] = 15.0

@@ -203,7 +203,8 @@ def told_decay(
         return unknown, "this model is not told T60: it guesses by pitch, velocity and position"
     size = outlook.heard_samples
     if len(heard) >= size:
-        t60 = outlook(heard[None], torch.tensor([f0_hz]))
+        device = next(outlook.buffers()).device
+        t60 = outlook(heard[None].to(device), torch.tensor([f0_hz], device=device)).cpu()
         rest = heard[size:]
         if len(rest) < size:
             return t60, f"T60 foretold from {outlook.seconds:g} s behind the attack: {_by_band(t60)}"

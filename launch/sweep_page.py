@@ -68,7 +68,7 @@ def notes(sweep: Sweep, results: Sequence[Result], metric: str) -> list[str]:
     first = sweep.settings[0]
     swept = [] if first.name else [key for key, _ in first.values]
     shared = {text.partition("=")[0]: text for text in sweep.members[0].set_texts}
-    own = {SEED, *swept, *(key for key, _ in first.values)}
+    own = {SEED, *swept, *(key for each in sweep.settings for key, _ in each.values)}
     texts = [text for key, text in shared.items() if key not in own]
     over = f"in {len(sweep.settings)} variants" if first.name else f"swept over {', '.join(swept)}"
     changes = "; ".join(f"{each.name}: {each.words or 'as it is'}" for each in sweep.settings if each.name)

@@ -34,7 +34,9 @@ class FrameNetwork(nn.Module):
         hidden = self.start(self.embed(features.transpose(1, 2)).transpose(1, 2))[:, None]
         for block in self.blocks:
             hidden = block(hidden, None)
-        return self.head(self.end(hidden[:, 0]))
+        hidden = self.end(hidden[:, 0])
+        with torch.autocast(hidden.device.type, enabled=False):  # Phases are not to be rounded to bf16.
+            return F.linear(hidden.float(), self.head.weight.float(), self.head.bias.float())
 
 
 class MelAutoencoder(nn.Module):

@@ -37,7 +37,9 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def observe(self, moments: Float[Tensor, 2]) -> None:
-        """Take in the mean and the mean square of a batch, the same on all ranks."""
+        """Take in the mean and the mean square of a batch, the same on all ranks, where they are finite."""
+        if not bool(torch.isfinite(moments).all()):
+            return
         self.num_seen.add_(1).clamp_(max=MOST_COUNTED)
         for kept, found in zip((self.mean, self.mean_square), moments.to(self.mean), strict=True):
             kept.add_((found - kept) / self.num_seen)
@@ -82,20 +84,17 @@ class Stage1(nn.Module):
         windows = mel.window_samples // 2 + vocoder.stft.window_samples // 2 + 1
         self.context_samples = frames * mel.hop_samples + windows
 
-    def forward(self, wave: WaveBatch, moments: Float[Tensor, 2] | None = None) -> Any:
+    def forward(self, wave: WaveBatch, with_frames: bool = False) -> Any:
         """The waveform [B, T] as it comes back, [B, T].
 
-        In training, with the `moments` of the batch's frames over all ranks, which the normaliser takes in: that, the
-        normalised mel frames that came back and those that went in, [B, N, M] both.
+        `with_frames`: that, the normalised mel frames that came back and those that went in, [B, N, M] both.
         """
-        if moments is not None:
-            self.normaliser.observe(moments)
         frames = self.frames(wave)
         restored, features = self.autoencoder.decode(self.autoencoder.encode(frames))
         restored = restored.float()
         mel_db = self.mel.unscaled(self.normaliser.inverse(restored))
         estimate = self.vocoder(features, self.envelope(mel_db), wave.shape[-1])
-        return estimate if moments is None else (estimate, restored, frames)
+        return (estimate, restored, frames) if with_frames else estimate
 
     def frames(self, wave: WaveBatch) -> Float[Tensor, "batch frame mel"]:
         """Normalised mel frames of a waveform: [B, T] -> [B, N, M], N = ceil(T / hop) + 1."""

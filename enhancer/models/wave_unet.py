@@ -63,7 +63,7 @@ class WaveUNet(nn.Module):
         length = mixture.shape[-1]
         padded = F.pad(mixture, (0, -length % self.stride_samples))
         output = self.network(_emphasised(padded)[:, None, :, None], semitones)[:, 0, :length, 0]
-        output = _deemphasised(output)
+        output = _deemphasised(output.float())  # Of bf16 the bass would round away what is above it.
         return mixture + output if self.is_difference else output
 
 

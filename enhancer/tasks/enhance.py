@@ -64,6 +64,11 @@ class EnhanceTask:
     def build(self) -> dict[str, nn.Module]:
         """A fresh generator and a fresh discriminator."""
         own = self.own
+        discriminator = (own.periods, self.hp.stft_cfgs, own.period_width, own.resolution_width)
+        return {self.main_module: self._generator(), DISCRIMINATOR: WaveDiscriminator(*discriminator)}
+
+    def _generator(self) -> Stage1:
+        own = self.own
         autoencoder = MelAutoencoder(
             num_mels=self.hp.num_mels,
             num_latents=own.num_latents,
@@ -80,12 +85,7 @@ class EnhanceTask:
             window_samples=own.vocoder_window,
             hop_samples=self.hp.hop_size,
         )
-        return {
-            self.main_module: Stage1(self._front_end(), self.hp.wav_rate, autoencoder, vocoder),
-            DISCRIMINATOR: WaveDiscriminator(
-                own.periods, self.hp.stft_cfgs, own.period_width, own.resolution_width
-            ),
-        }
+        return Stage1(self._front_end(), self.hp.wav_rate, autoencoder, vocoder)
 
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
@@ -106,7 +106,8 @@ class EnhanceTask:
     def step(self, modules: Any, batch: Mapping[str, Tensor], update: Any) -> dict[str, Tensor]:
         """One update of the generator, and of the discriminator where it takes part; the terms, raw and weighted."""
         target = foreground_at_level(batch)
-        estimate, restored, frames = modules[self.main_module](target, self._moments(target, update))
+        moments = self._moments(target, update)
+        estimate, restored, frames = modules[self.main_module](target, with_frames=True)
         total, values = self.loss(estimate, target)
         terms = {"autoencoder": (self.own.autoencoder_weight, F.mse_loss(restored, frames))}
         is_playing = int(self._num_steps) >= self.own.gan_start_step
@@ -121,6 +122,9 @@ class EnhanceTask:
             total = total + weight * raw
             values[name], values[f"{name}_weighted"] = raw.detach(), weight * raw.detach()
         update(self.main_module, total)
+        # What is remembered changes behind the first update, which gives up a batch that another rank does not have.
+        with modules.frozen(self.main_module) as generator:
+            generator.normaliser.observe(moments)
         self._num_steps += 1
         if is_playing:
             values["discriminator"] = self._judge_apart(modules, target, estimate.detach(), update)
@@ -202,7 +206,9 @@ class EnhanceTask:
         items = batch["item"].tolist() if "item" in batch else [-1] * len(target)
         if -1 in items or not self._baselines.keys() >= set(items):
             lim = self._distances(self._griffin_lim(target), target)
-            fresh = self._distances(self._fresh(target.device)(target), target)
+            untrained = self._fresh().to(target.device)
+            fresh = self._distances(untrained(target), target)
+            untrained.to("cpu")
             rows = [
                 {_beside_name(name, "of_griffin_lim"): value for name, value in first.items()}
                 | {_beside_name(name, "untrained"): value for name, value in second.items()}
@@ -215,13 +221,13 @@ class EnhanceTask:
     def _griffin_lim(self, target: Tensor) -> Tensor:
         return griffin_lim(self.mel(target), self.mel, self.hp.wav_rate, target.shape[-1])
 
-    def _fresh(self, device: torch.device) -> nn.Module:
+    def _fresh(self) -> nn.Module:
         """The generator as it was before training."""
         if self._untrained is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.hp.seed)
-                self._untrained = self.build()[self.main_module].eval()
-        return self._untrained.to(device)
+                self._untrained = self._generator().eval()
+        return self._untrained
 
 
 def _beside_name(name: str, suffix: str) -> str:

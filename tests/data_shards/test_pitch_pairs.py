@@ -200,7 +200,9 @@ def test_pairs_whose_alignment_fails_are_rejected_and_counted(
     assert f"{told} of other files rejected" in capsys.readouterr().out
 
 
-def test_a_corpus_says_how_each_pair_was_made_and_is_the_same_every_time(tmp_path: Path) -> None:
+def test_a_corpus_says_how_each_pair_was_made_and_is_the_same_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_melodies(tmp_path / "in", levels=(0.3, 0.4))
     shift = ShiftOptions((-4, 7), ("varispeed", "phase_vocoder"), copies=3)
     build = options(segment_seconds=1.0, shift=shift)
@@ -220,6 +222,8 @@ def test_a_corpus_says_how_each_pair_was_made_and_is_the_same_every_time(tmp_pat
             assert np.array_equal(*waves)
     assert build_corpus("pitch", [tmp_path / "in"], tmp_path / "a", build).up_to_date
     other = options(segment_seconds=1.0, shift=ShiftOptions((-4, 7), shift.engines, copies=3, seed=1))
+    assert not build_corpus("pitch", [tmp_path / "in"], tmp_path / "a", other).up_to_date
+    monkeypatch.setattr("data_shards.shifts.LEVELS", "as the shifter left them")
     assert not build_corpus("pitch", [tmp_path / "in"], tmp_path / "a", other).up_to_date
 
 

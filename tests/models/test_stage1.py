@@ -110,7 +110,8 @@ def test_no_sample_hears_further_than_the_context():
 
 def test_silence_passes_with_finite_gradients():
     model = stage1()
-    estimate, restored, frames = model(torch.zeros(1, 4200), torch.tensor([0.0, 0.0]))
+    model.normaliser.observe(torch.tensor([0.0, 0.0]))
+    estimate, restored, frames = model(torch.zeros(1, 4200), with_frames=True)
     (estimate.square().mean() + (restored - frames).square().mean()).backward()
     assert all(bool(weight.grad.isfinite().all()) for weight in model.parameters())
 
@@ -171,3 +172,13 @@ def test_full_width_has_the_published_sizes():
 
     assert millions(judge) == pytest.approx(17.7, abs=0.3)
     assert millions(autoencoder) == pytest.approx(102, abs=4)
+
+
+def test_phases_are_not_rounded_to_bf16():
+    """The head works in float32 under autocast: rounded to bf16, phases all around the circle cost 40 to 50 dB."""
+    network = stage1(stir=0.5).vocoder.network
+    features = torch.randn(1, 50, network.embed.in_channels, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(features)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())

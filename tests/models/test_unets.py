@@ -195,6 +195,16 @@ def test_deemphasis_is_the_recursive_filter_that_undoes_preemphasis(length: int)
     torch.testing.assert_close(_deemphasised(_emphasised(wave)), wave, atol=1e-6, rtol=0)
 
 
+def test_deemphasis_does_not_round_what_a_network_gives_in_bf16() -> None:
+    model = wave_unet(predict="signal")
+    given = _emphasised(torch.sin(torch.arange(4096) * 0.0157)[None]).bfloat16()
+    model.network.forward = lambda *args: given[:, None, :, None]  # type: ignore[method-assign]
+    expected = scipy.signal.lfilter([1], [1, -0.97], given.double().numpy())
+    torch.testing.assert_close(
+        model(torch.zeros(1, 4096)), torch.from_numpy(expected).float(), atol=1e-4, rtol=0
+    )
+
+
 def test_compressed_spectra_expand_to_themselves() -> None:
     spectrum = torch.randn(2, 5, 7, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     parts = _compressed(spectrum)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from enhancer.engine.guard import StepAborted
 from enhancer.signal.mixing import foreground_at_level
 from enhancer.tasks import TASKS
 from enhancer.tasks.enhance import EnhanceTask
@@ -142,6 +143,23 @@ def test_the_normaliser_sees_what_all_ranks_together_have(hp: HParams, batch) ->
     task.step(modules, batch, Descent(modules))
     mel = task.mel.scaled(foreground_at_level(batch))
     assert float(modules["generator"].state_dict()["normaliser.mean"]) == pytest.approx(float(mel.mean()))
+
+
+def test_a_batch_that_is_given_up_leaves_no_trace(hp: HParams, batch) -> None:
+    """As where another rank has no batch, which the first update finds out: the batch comes again after the resume."""
+    task, modules = fresh(hp)
+    before = {key: value.clone() for key, value in modules["generator"].state_dict().items()}
+    update = Descent(modules)
+    update.__class__ = type("Refusing", (Descent,), {"__call__": _give_up})
+    with pytest.raises(StepAborted):
+        task.step(modules, batch, update)
+    for key, value in modules["generator"].state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(int(value) == 0 for value in task.state().values())
+
+
+def _give_up(self: Descent, name: str, loss: torch.Tensor) -> None:
+    raise StepAborted
 
 
 def test_thirty_steps_bring_the_mel_distance_below_the_untrained_models(hp: HParams, batch) -> None:
