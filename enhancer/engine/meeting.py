@@ -86,7 +86,8 @@ def _num_ranks() -> int:
         # Its environment is not to be seen from outside: it was forked, or has filled it itself. The others, too, then.
         return 1 + sum(_program(each) == _program(own) for each in _siblings())
     ranks = {_rank(each) for each in psutil.process_iter()}
-    return len(ranks - {None})
+    # A process may keep its environment to itself, such as one with capabilities: that is none that has ended.
+    return len(ranks - {None}) + sum(map(_is_closed, _siblings()))
 
 
 def _rank(process: psutil.Process) -> int | None:
@@ -94,6 +95,16 @@ def _rank(process: psutil.Process) -> int | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else rank_of(process.environ())
     except psutil.Error:
         return None  # Of another user, or gone since.
+
+
+def _is_closed(process: psutil.Process) -> bool:
+    try:
+        process.environ()
+    except psutil.AccessDenied:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        pass
+    return False
 
 
 def _program(process: psutil.Process) -> list[str]:

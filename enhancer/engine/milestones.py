@@ -81,6 +81,7 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     if not _is_better(value, state.best, job.task.best_is_higher):
         return _lower_rate_if_due(job, replace(state, stale=state.stale + 1)), False
     state = replace(state, best=value, best_step=state.step, stale=0)
+    tell_notices(job.task, job.monitor, state.step)
     job.monitor.catch_up()
     job.checkpoints.save(state, job.backend, job.average, is_best=True)
     return state, False
@@ -125,6 +126,7 @@ def _is_better(value: float, best: float | None, is_higher_better: bool) -> bool
 def save(job: Job, state: State, *, is_waiting: bool = False) -> int:
     """Begin a checkpoint of `state`, and publish it where `is_waiting`; its step."""
     job.pulse.mark("a save", state.step)
+    tell_notices(job.task, job.monitor, state.step)  # Its task may say it once only.
     job.monitor.catch_up()
     job.checkpoints.save(state, job.backend, job.average, is_waiting=is_waiting)
     tell_saved(job)
@@ -234,6 +236,7 @@ def end(job: Job, outcome: Outcome) -> Outcome:
         f": {outcome.reason}" if outcome.reason else ""
     )
     job.pulse.mark("the end", outcome.state.step)
+    tell_notices(job.task, job.monitor, outcome.state.step)
     job.monitor.event(outcome.state.step, outcome.status, text)
     job.monitor.write_out()
     distributed.barrier()  # A launcher ends the other ranks as soon as one is gone.

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,27 @@ def encode(value: Any, indent: int | None = None) -> str:
 
 
 def append(path: Path, lines: Sequence[str]) -> None:
-    """Add `lines`, records that were encoded, to the end of `path`: all of them, or none with an OSError."""
+    """Add `lines`, records that were encoded, to the end of `path`: all of them, or none with an OSError.
+
+    A torn last line, of a writer that was killed within it, is cut off before.
+    """
     rest = "".join(line + "\n" for line in lines).encode("utf-8")
-    with path.open("ab", buffering=0) as file:
+    with path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
+        if size and _last_byte(file) != b"\n":
+            size = path.read_bytes().rfind(b"\n") + 1
+            file.truncate(size)
         try:
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError:
             file.truncate(size)  # A torn line would spoil the one that comes after it.
             raise
+
+
+def _last_byte(file: FileIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) or b""
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -109,7 +109,7 @@ class Watch:
         before the rank has heard.
         """
         deadline = time.monotonic() + patience_seconds
-        while self._pulse.phase in PREPARING and not self._stop.is_requested and time.monotonic() < deadline:
+        while self._pulse.phase in PREPARING and not self._stop.reason and time.monotonic() < deadline:
             time.sleep(BEAT_SECONDS / 10)
         if self._is_stopped_early():
             self._end(self._stopped())

@@ -356,3 +356,35 @@ def test_checkpoints_are_the_same_beside_training_and_while_it_waits(session, tm
         assert names == sorted(path.name for path in other.iterdir() if path.name != "manifest.json")
         for name in names:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+class NoticingTask(ToyTask):
+    """Says once, in the step of draw 72, that it has noticed something."""
+
+    told = ""
+
+    def step(self, modules, batch, update):
+        if int(batch["draw"][0]) == 72:
+            self.told = "noticed"
+        return super().step(modules, batch, update)
+
+    def notices(self) -> list[str]:
+        told, self.told = self.told, ""
+        return [told] if told else []
+
+
+@pytest.mark.parametrize(("save_every", "expected"), [(10, [10]), (100, [11])])
+def test_what_a_task_notices_is_told_before_a_save_and_at_the_end(session, tmp_path, save_every, expected):
+    values = ("max_steps=11", "log_every=4", "eval_every=100", f"save_every={save_every}")
+    assert session(*values, task=NoticingTask()) == 0
+    assert events(tmp_path / "run", "notice") == expected
+
+
+def test_a_torn_last_line_of_the_records_does_not_hinder_a_changed_value(session, tmp_path):
+    assert session("max_steps=4", "save_every=4") == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"kind": "st')
+    assert session("max_steps=6", "save_every=4") == 0
+    assert path.read_text().startswith(whole)
+    assert status(tmp_path / "run")["step"] == 6
