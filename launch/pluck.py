@@ -12,8 +12,6 @@ import numpy as np
 import soundfile
 import torch
 
-from data_shards.note_analysis import find_attack, noise_in_octaves
-from data_shards.string_notes import FEWEST_CLARITY
 from enhancer.inference import TrainedRun
 from enhancer.signal.decay import OCTAVE_CENTRES_HZ, octave_levels, octave_t60, window_samples
 from enhancer.signal.pitch import cents, estimate_f0
@@ -165,6 +163,8 @@ def filled_history(excitation: torch.Tensor, period: float, frames: int) -> torc
 
 def hear_decay(excitation: torch.Tensor, f0_hz: float, rate_hz: int) -> torch.Tensor:
     """What of `excitation` lies behind the end of its attack; nothing where it is all attack."""
+    from data_shards.note_analysis import find_attack
+
     return excitation[find_attack(excitation.double().numpy(), rate_hz, f0_hz).end :]
 
 
@@ -175,6 +175,8 @@ def told_pitch(heard: torch.Tensor, f0_hz: float, rate_hz: int) -> str:
     """
     if len(heard) < PITCH_SECONDS * rate_hz:
         return ""
+    from data_shards.string_notes import FEWEST_CLARITY
+
     own = estimate_f0(heard, rate_hz, near_hz=f0_hz)
     apart = cents(own.f0_hz, f0_hz)
     if own.clarity < FEWEST_CLARITY or not abs(apart) > SEAM_CENTS:
@@ -208,6 +210,8 @@ def told_decay(
         rest = heard[size:]
         if len(rest) < size:
             return t60, f"T60 foretold from {outlook.seconds:g} s behind the attack: {_by_band(t60)}"
+        from data_shards.note_analysis import noise_in_octaves
+
         noise = torch.from_numpy(noise_in_octaves(rest.double().numpy(), rate_hz, f0_hz))[None]
         own = _measured(rest, rate_hz, 10 * noise.clamp_min(1e-20).log10())
         t60 = torch.where(own.isfinite() & t60.isfinite(), own, t60)

@@ -37,7 +37,11 @@ def _steady_kron(kron: Any) -> Any:
         def step(self, closure: Callable[[], float] | None = None) -> Any:
             # Kron draws noise from the default generators, which differ between ranks.
             with _drawing_from(self.param_groups[0].get("step", 0)):
-                return super().step(closure)
+                loss = super().step(closure)
+            # Row by row, as when read from a file: products round by the layout.
+            for state in self.state.values():
+                state["Q"] = [factor.contiguous() for factor in state["Q"]]
+            return loss
 
         def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
             super().load_state_dict(state_dict)

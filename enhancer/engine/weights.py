@@ -93,7 +93,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            # Copied to where torch's own tensors begin: in the file they lie anywhere, and products round by that.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy the whole folder again") from error
     except (SafetensorError, *_BAD_STATE) as error:

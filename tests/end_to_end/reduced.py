@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from toy import ToyStream, ToyTask, toy_hparams
 
 from enhancer.engine.parts import cut
-from enhancer.engine.session import leave
+from enhancer.engine.session_end import leave
 from enhancer.engine.stop import Stop
 from enhancer.engine.update import Update
 
