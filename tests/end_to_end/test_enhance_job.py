@@ -130,8 +130,7 @@ def test_one_rank_of_four_and_two_ranks_of_two_have_the_same_losses(corpus: Path
     for first, second in zip(one, two, strict=True):
         for name in (*names, *(name for name in game if name in first)):
             assert abs(first[name] - second[name]) <= 1e-4, (first["step"], name, first[name], second[name])
-    # Later on the weights have parted by as much as rounding makes of twenty updates.
-    norms = [[record["gradient_norm"] for record in records[:10]] for records in (one, two)]
+    norms = [[record["gradient_norm"] for record in records] for records in (one, two)]
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-3)
     normalisers = [
         load_file(tmp_path / run / "checkpoints/step-0000020/generator.safetensors") for run in ("one", "two")
