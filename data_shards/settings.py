@@ -7,7 +7,7 @@ their start short.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ class MixSettings:
 
     @classmethod
     def of(cls, hp: HParams) -> MixSettings:
-        """The settings that `hp` of a task `denoise`, `codec` or `enhance` asks for."""
+        """The settings that `hp` of a task `denoise`, `codec`, `enhance` or `restore` asks for."""
         if hp.task.name in ("codec", "enhance"):
             return cls._of_foregrounds(hp)
+        if hp.task.name == "restore":
+            return cls._of_restoration(hp)
         task: Any = hp.task
         low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
         return cls(
@@ -95,4 +97,19 @@ class MixSettings:
             room_range_db=(0.0, 0.0),
             pair_fraction=0.0,
             load_fg_only=True,
+        )
+
+    @classmethod
+    def _of_restoration(cls, hp: HParams) -> MixSettings:
+        """Mixtures as of a denoiser, without what makes a small corpus larger."""
+        task: Any = hp.task
+        low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
+        return replace(
+            cls._of_foregrounds(hp),
+            snr_range_db=(low, high),
+            valid_snr_range_db=task.valid_snr_range_db,
+            rir_prob=task.rir_prob,
+            distort_prob=task.distort_prob,
+            silence_prob=task.silence_prob,
+            load_fg_only=hp.load_fg_only,
         )

@@ -23,8 +23,8 @@ OVERLAY_SECONDS = 0.025
 SPECTROGRAM_FLOOR_DB = -90.0
 SHOWN_BELOW_LOUDEST_DB = 90.0
 MOST_DIFFERENCE_DB = 40.0
-LINEAR_FILTER, GRIFFIN_LIM = "linear filter", "Griffin-Lim"
-BASELINES = (LINEAR_FILTER, GRIFFIN_LIM)
+LINEAR_FILTER, GRIFFIN_LIM, DENOISER = "linear filter", "Griffin-Lim", "denoiser alone"
+BASELINES = (LINEAR_FILTER, GRIFFIN_LIM, DENOISER)
 """What tasks call the plain ways that their models are judged beside."""
 SHOWN_BAND_DB = 50.0
 """Bands of a decay that begin further below the loudest one are not drawn."""

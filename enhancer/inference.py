@@ -7,7 +7,7 @@ the model's whole context on both sides and are cross-faded, so the output is th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from enhancer.engine.manifest import DamagedCheckpoint, committed, read_verified
 from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import parse_weights
+from enhancer.frozen import built, read_frozen
 from enhancer.signal.levels import db_to_gain
 from enhancer.tasks import TASKS
 from hparams.errors import UserError
@@ -31,7 +32,10 @@ PIECE_SAMPLES = 1 << 15
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A model ready for use: `module` maps [B, T] at `hp.wav_rate` Hz to [B, T] and is in eval mode."""
+    """A model ready for use: `module` maps [B, T] at `hp.wav_rate` Hz to [B, T] and is in eval mode.
+
+    That of a `restore` run is a part of such a one: `task.restorer` makes the whole.
+    """
 
     hp: HParams
     task: Any
@@ -40,6 +44,8 @@ class TrainedRun:
     step: int
     notes: tuple[str, ...] = ()
     """Lines to show the user: which damaged checkpoints were passed over."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Trained modules that the task works with, for another task of the same values."""
 
 
 def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path | None = None) -> TrainedRun:
@@ -57,33 +63,23 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path
             f"{run_dir} holds no hparams.yaml, so it is not a run folder; give the --run-dir of a training run"
         )
     hp = load_resolved(hparams_file)
-    task = TASKS[hp.task.name](hp)
+    constants: dict[str, Any] = {**read_frozen(run_dir, hp)}
+    task = TASKS[hp.task.name](hp, constants)
+    task.to(torch.device(device))
     file_name = f"{task.main_module}{'.average' if hp.ema_decay else ''}.safetensors"
     notes: list[str] = []
     if checkpoint is None:
         folder, weights, notes = _first_whole(run_dir, file_name)
     else:
         folder, weights = checkpoint, _read_weights(checkpoint, file_name)
-    module = _built(task, parse_weights(weights.data, folder / file_name), folder / file_name, hparams_file)
-    return TrainedRun(hp, task, module.to(device).eval(), folder, weights.step, tuple(notes))
+    module = built(task, parse_weights(weights.data, folder / file_name), folder / file_name, hparams_file)
+    return TrainedRun(hp, task, module.to(device).eval(), folder, weights.step, tuple(notes), constants)
 
 
 @dataclass(frozen=True)
 class _Weights:
     data: bytes
     step: int
-
-
-def _built(task: Any, weights: Mapping[str, Tensor], file: Path, hparams_file: Path) -> nn.Module:
-    """The module with `weights`. It is built without memory first, since hyper-parameters may ask for any size."""
-    try:
-        with torch.device("meta"):
-            task.build()[task.main_module].load_state_dict(weights, assign=True)
-        module = task.build()[task.main_module]
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{file} holds another model than {hparams_file} says: {error}") from error
-    return module
 
 
 def _first_whole(run_dir: Path, file_name: str) -> tuple[Path, _Weights, list[str]]:
@@ -162,7 +158,10 @@ def gain_into_range(rms: float, range_db: tuple[float, float]) -> float:
 
 
 class ChunkedModel:
-    """Runs a model with `context_samples` and `stride_samples` over streams of audio, in bounded memory."""
+    """Runs a model with `context_samples` and `stride_samples` over streams of audio, in bounded memory.
+
+    One with a true `hears_place` is also told which sample of the recording a chunk begins at.
+    """
 
     def __init__(
         self,
@@ -175,6 +174,7 @@ class ChunkedModel:
             raise ValueError(f"chunk_seconds is {chunk_seconds}; needed a length above 0")
         self.module = module
         self.device = device
+        self._hears_place = bool(getattr(module, "hears_place", False))
         self.stride_samples = int(module.stride_samples)  # type: ignore[arg-type]
         strides = -(-int(module.context_samples) // self.stride_samples)  # type: ignore[arg-type]
         self.context_samples = strides * self.stride_samples
@@ -198,14 +198,14 @@ class ChunkedModel:
             # Strictly more than needed: the last chunk of a recording must end where the recording ends.
             while start + held.shape[-1] > position + needed:
                 window = held[:, : position + needed - start]
-                chunk = self._run(window)[:, position - start :][:, : self.chunk_samples]
+                chunk = self._run(window, start)[:, position - start :][:, : self.chunk_samples]
                 done, tail = self._join(tail, chunk, last=False)
                 yield done
                 position += advance
                 drop = max(0, position - self.context_samples - start)
                 held, start = held[:, drop:], start + drop
         if held is not None and start + held.shape[-1] > position:
-            chunk = self._run(held)[:, position - start :]
+            chunk = self._run(held, start)[:, position - start :]
             done, _ = self._join(tail, chunk, last=True)
             yield done
 
@@ -213,8 +213,9 @@ class ChunkedModel:
         """The model's output for a recording [C, T] in memory, computed in chunks: [C, T]."""
         return torch.cat(list(self.stream([wave])), dim=-1) if wave.shape[-1] else wave
 
-    def _run(self, window: Tensor) -> Tensor:
-        return self.module(window.to(self.device)).float().cpu()
+    def _run(self, window: Tensor, start: int) -> Tensor:
+        place = (start,) if self._hears_place else ()
+        return self.module(window.to(self.device), *place).float().cpu()
 
     def _join(self, tail: Tensor | None, chunk: Tensor, last: bool) -> tuple[Tensor, Tensor | None]:
         """Cross-fade the end of the chunk before into this one; returns what is finished, and the new end."""

@@ -26,6 +26,7 @@ from hparams.numbers import (
     require_order,
 )
 from hparams.pitch import PitchHParams
+from hparams.restore import RestoreHParams
 
 if TYPE_CHECKING:
     from hparams.schema import HParams
@@ -434,6 +435,7 @@ TaskHParams = Annotated[
     | StringHParams
     | PitchHParams
     | CodecHParams
-    | EnhanceHParams,
+    | EnhanceHParams
+    | RestoreHParams,
     Field(discriminator="name"),
 ]

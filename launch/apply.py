@@ -3,6 +3,7 @@
 Input and output may be folders, which are walked; rate, length, channels and sample format of each file are kept.
 A file of a folder that fails is named with its reason and the others are done; the exit code is then 2.
 A shifted recording is repaired with the semitones it was shifted by: ... --semitones 5
+Stage 2 of the enhancer takes how its flow is solved: ... --nfe 16 --solver midpoint --strength 0.5 --seed 0
 A string has no input: python launch/apply.py --run runs/string_real --excite pluck.wav --f0 82.4 --output e2.wav
 Needs only the run's hparams.yaml and safetensors, and neither DeepSpeed nor the corpora.
 """
@@ -35,6 +36,7 @@ from hparams.codec import CodecHParams
 from hparams.enhance import EnhanceHParams
 from hparams.errors import UserError
 from hparams.pitch import PitchHParams
+from hparams.restore import RestoreHParams
 from hparams.tasks import DenoiseHParams, DeviceHParams
 from launch.common import (
     HIGHEST_LEVEL,
@@ -45,6 +47,7 @@ from launch.common import (
     require_plausible,
 )
 from launch.pluck import AUDIO_SUFFIXES, add_pluck_arguments, check_pluck_options, pluck_to_file
+from launch.restoring import add_restoring_arguments, told_sampling
 from launch.semitones import add_semitones_argument, told_semitones
 
 BLOCK_SECONDS = 10.0
@@ -90,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_pluck:
         return pluck_to_file(run, args)
     knobs = knob_values(getattr(run.hp.task, "knobs", ()), args.knob)
-    run = told_semitones(run, args.semitones)
+    run = told_sampling(told_semitones(run, args.semitones), args)
     num_failed = apply_to_all(run, jobs, args.chunk_seconds, knobs, goes_on=args.input.is_dir())
     return EXIT_USER if num_failed else 0
 
@@ -123,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a knob of a device model; repeat for each",
     )
     add_semitones_argument(parser)
+    add_restoring_arguments(parser)
     add_pluck_arguments(parser)
     return parser
 
@@ -255,9 +259,9 @@ def _processed(
         # What a device makes of a signal depends on its level, so that stays.
         model = StatefulModel(run.module, knobs, device)
     else:
-        assert isinstance(run.hp.task, (DenoiseHParams, CodecHParams, PitchHParams, EnhanceHParams)), (
-            run.hp.task
-        )
+        assert isinstance(
+            run.hp.task, (DenoiseHParams, CodecHParams, PitchHParams, EnhanceHParams, RestoreHParams)
+        ), run.hp.task
         gain = gain_into_range(_rms(source, info.samplerate), run.hp.task.level_range_db)
         model = ChunkedModel(run.module, run.hp.wav_rate, chunk_seconds, device)
     scaled = (block * gain for block in _blocks(source, info.samplerate))

@@ -155,7 +155,7 @@ def _finish(run: TrainedRun, target: Path | None, record: dict[str, Any]) -> Non
 
 def evaluate(run: TrainedRun, stream: Any) -> list[Row]:
     """Metrics of every item of the validation list, in its order."""
-    task = TASKS[run.hp.task.name](run.hp, stream.constants())
+    task = TASKS[run.hp.task.name](run.hp, {**stream.constants(), **run.constants})
     device = next(run.module.parameters()).device
     task.to(device)
     rows: list[Row] = []

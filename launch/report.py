@@ -112,7 +112,7 @@ def _computed(run: RunRecord, args: argparse.Namespace, gathered: Gathered) -> l
 
 def run_items(run: TrainedRun, stream: Any, items: Sequence[int]) -> dict[int, dict[str, torch.Tensor]]:
     """The waves [T] of some items of the validation list, by item in the order of `items`."""
-    task = TASKS[run.hp.task.name](run.hp, stream.constants())
+    task = TASKS[run.hp.task.name](run.hp, {**stream.constants(), **run.constants})
     device = next(run.module.parameters()).device
     task.to(device)
     found: dict[int, dict[str, torch.Tensor]] = {}

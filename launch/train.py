@@ -184,7 +184,9 @@ def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     from enhancer.tasks import TASKS
     from launch.codec_weights import listening_constants
     from launch.common import open_data
+    from launch.frozen_runs import frozen_constants
 
+    frozen = frozen_constants(hp, place.run_folder, is_writer=place.rank == 0)
     stream = open_data(
         hp,
         rank=place.rank,
@@ -194,7 +196,7 @@ def open_task(hp: HParams, place: Place) -> tuple[Task, Stream]:
     )
     for text in stream.warnings:
         say(text)
-    return TASKS[hp.task.name](hp, {**stream.constants(), **listening_constants(hp)}), stream
+    return TASKS[hp.task.name](hp, {**stream.constants(), **listening_constants(hp), **frozen}), stream
 
 
 if __name__ == "__main__":

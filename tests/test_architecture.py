@@ -22,6 +22,7 @@ ALLOWED = {
     "enhancer.metrics": {"enhancer.signal"},
     "enhancer.string_metrics": {"enhancer.signal"},
     "enhancer.repair_metrics": {"enhancer.signal"},
+    "enhancer.restoration_metrics": {"enhancer.signal"},
     "enhancer.charts": {"enhancer.signal"},
     "enhancer.engine": {"hparams"},
     "enhancer.tasks": {
@@ -30,6 +31,7 @@ ALLOWED = {
         "enhancer.charts",
         "enhancer.metrics",
         "enhancer.repair_metrics",
+        "enhancer.restoration_metrics",
         "enhancer.signal",
         "enhancer.string_metrics",
         "hparams",
@@ -43,8 +45,10 @@ ALLOWED = {
         "hparams",
     },
     # Of the engine the files of a checkpoint alone.
+    "enhancer.frozen": {"enhancer.engine", "enhancer.tasks", "hparams"},
     "enhancer.inference": {
         "enhancer.engine",
+        "enhancer.frozen",
         "enhancer.tasks",
         "enhancer.models",
         "enhancer.signal",

@@ -51,6 +51,7 @@ class Place:
     local_world_size: int
     batch_size: int
     """Examples of this rank in one batch, which it may take in parts."""
+    run_folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class _Session:
         run.step = checkpoint.state.step if checkpoint else 0
         fresh_size = hp.batch_size_per_gpu * hp.gradient_accumulation_steps
         batch_size = batch_per_rank(checkpoint.record, world_size) if checkpoint else fresh_size
-        place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size)
+        place = Place(distributed.rank(), world_size, self.launch.local_world_size, batch_size, run.folder)
         say("opening the corpora and building the model")
         pulse.mark(BUILDING, run.step)
         # The same weights on all ranks; what is drawn while training differs between them.

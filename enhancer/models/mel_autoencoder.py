@@ -16,24 +16,34 @@ Frames = Float[Tensor, "batch frame channel"]
 class FrameNetwork(nn.Module):
     """ConvNeXt blocks over frames, which all stay: [B, N, C] -> [B, N, C'].
 
-    `reach_frames`: frames on each side that can influence one. The last layer is `head`.
+    `reach_frames`: frames on each side that can influence one. The last layer is `head`. With `is_conditioned` the
+    blocks hear an embedding [B, EMBEDDING_SIZE] too.
     """
 
-    def __init__(self, inputs: int, width: int, outputs: int, num_blocks: int, scale: float) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        outputs: int,
+        num_blocks: int,
+        scale: float,
+        kernel_size: int = KERNEL_SIZE,
+        is_conditioned: bool = False,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Conv1d(inputs, width, KERNEL_SIZE, padding=KERNEL_SIZE // 2)
+        self.embed = nn.Conv1d(inputs, width, kernel_size, padding=kernel_size // 2)
         self.start = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            Block(width, (1, KERNEL_SIZE), scale, is_conditioned=False) for _ in range(num_blocks)
+            Block(width, (1, kernel_size), scale, is_conditioned) for _ in range(num_blocks)
         )
         self.end = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
-        self.reach_frames = (1 + num_blocks) * (KERNEL_SIZE // 2)
+        self.reach_frames = (1 + num_blocks) * (kernel_size // 2)
 
-    def forward(self, features: Frames) -> Frames:
+    def forward(self, features: Frames, embedding: Tensor | None = None) -> Frames:
         hidden = self.start(self.embed(features.transpose(1, 2)).transpose(1, 2))[:, None]
         for block in self.blocks:
-            hidden = block(hidden, None)
+            hidden = block(hidden, embedding)
         hidden = self.end(hidden[:, 0])
         with torch.autocast(hidden.device.type, enabled=False):  # Phases are not to be rounded to bf16.
             return F.linear(hidden.float(), self.head.weight.float(), self.head.bias.float())

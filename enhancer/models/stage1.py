@@ -19,24 +19,25 @@ SMALLEST_SPREAD = 0.01
 
 
 class Normaliser(nn.Module):
-    """Makes mel frames of mean 0 and spread 1, by what training has seen of them.
+    """Makes mel frames, or latents, of mean 0 and spread 1, by what training has seen of them.
 
     The mean over the first MOST_COUNTED batches, and a moving average afterwards. One mean and one spread for all
-    bands: what differs between bands stays.
+    bands, so that what differs between bands stays, or with `size` for each of so many latents.
     """
 
     mean: Tensor
     mean_square: Tensor
     num_seen: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, size: int | None = None, mean: float = 0.5, mean_square: float = 0.3) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(0.5))
-        self.register_buffer("mean_square", torch.tensor(0.3))
+        shape = () if size is None else (size,)
+        self.register_buffer("mean", torch.full(shape, mean))
+        self.register_buffer("mean_square", torch.full(shape, mean_square))
         self.register_buffer("num_seen", torch.tensor(0.0))
 
     @torch.no_grad()
-    def observe(self, moments: Float[Tensor, 2]) -> None:
+    def observe(self, moments: Float[Tensor, "two ..."]) -> None:
         """Take in the mean and the mean square of a batch, the same on all ranks, where they are finite."""
         if not bool(torch.isfinite(moments).all()):
             return
@@ -90,10 +91,7 @@ class Stage1(nn.Module):
         `with_frames`: that, the normalised mel frames that came back and those that went in, [B, N, M] both.
         """
         frames = self.frames(wave)
-        restored, features = self.autoencoder.decode(self.autoencoder.encode(frames))
-        restored = restored.float()
-        mel_db = self.mel.unscaled(self.normaliser.inverse(restored))
-        estimate = self.vocoder(features, self.envelope(mel_db), wave.shape[-1])
+        estimate, restored = self._decoded(self.autoencoder.encode(frames), wave.shape[-1])
         return (estimate, restored, frames) if with_frames else estimate
 
     def frames(self, wave: WaveBatch) -> Float[Tensor, "batch frame mel"]:
@@ -103,3 +101,14 @@ class Stage1(nn.Module):
     def encode(self, wave: WaveBatch) -> Float[Tensor, "batch frame latent"]:
         """The latents [B, N, L] of a waveform [B, T]."""
         return self.autoencoder.encode(self.frames(wave))
+
+    def decode(self, latents: Float[Tensor, "batch frame latent"], length: int) -> WaveBatch:
+        """The waveform [B, length] of latents [B, N, L], N = ceil(length / hop) + 1."""
+        return self._decoded(latents, length)[0]
+
+    def _decoded(self, latents: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The waveform, and the normalised mel frames that it was made of."""
+        restored, features = self.autoencoder.decode(latents)
+        restored = restored.float()
+        mel_db = self.mel.unscaled(self.normaliser.inverse(restored))
+        return self.vocoder(features, self.envelope(mel_db), length), restored

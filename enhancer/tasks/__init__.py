@@ -6,6 +6,7 @@ from enhancer.tasks.denoise import DenoiseTask
 from enhancer.tasks.enhance import EnhanceTask
 from enhancer.tasks.pedal import PedalTask
 from enhancer.tasks.pitch import PitchTask
+from enhancer.tasks.restore import RestoreTask
 from enhancer.tasks.string import StringTask
 
 TASKS: dict[
@@ -16,7 +17,8 @@ TASKS: dict[
     | type[StringTask]
     | type[PitchTask]
     | type[CodecTask]
-    | type[EnhanceTask],
+    | type[EnhanceTask]
+    | type[RestoreTask],
 ] = {
     "denoise": DenoiseTask,
     "pedal": PedalTask,
@@ -25,4 +27,5 @@ TASKS: dict[
     "pitch": PitchTask,
     "codec": CodecTask,
     "enhance": EnhanceTask,
+    "restore": RestoreTask,
 }

@@ -1,0 +1,107 @@
+"""The values of task `restore`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from hparams.numbers import (
+    Decibels,
+    NonNegativeFloat,
+    Probability,
+    Seconds,
+    require_mel_samples,
+    require_order,
+)
+
+if TYPE_CHECKING:
+    from hparams.schema import HParams
+
+Solver = Literal["euler", "midpoint", "rk4"]
+
+
+@dataclass(frozen=True)
+class RestoreHParams:
+    """Task `restore`, stage 2: how latents of damaged recordings flow into those of clean ones."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["restore"] = "restore"
+    stage1_run: Annotated[
+        Path, Field(description="finished run of task enhance, copied into this run's folder at its start")
+    ] = Path("runs/enhancer_stage1")
+    denoiser_run: Annotated[
+        Path, Field(description="finished run of task denoise, copied into this run's folder at its start")
+    ] = Path("runs/base")
+    num_latents: Annotated[int, Field(ge=1, le=4096, description="latents of a mel frame, as in stage 1")] = (
+        64
+    )
+    width: Annotated[int, Field(ge=1, le=8192, description="channels of the velocity network's blocks")] = (
+        1024
+    )
+    num_blocks: Annotated[int, Field(ge=0, le=64, description="blocks of the velocity network")] = 8
+    scale: Annotated[float, Field(gt=0, le=16, description="width inside a block against its channels")] = 4.0
+    kernel_size: Annotated[
+        int, Field(ge=1, le=255, description="frames that a block's convolution spans, odd")
+    ] = 15
+    rir_prob: Annotated[
+        Probability, Field(description="share of examples whose foreground is put into a room")
+    ] = 0.5
+    early_ms: Annotated[
+        NonNegativeFloat,
+        Field(description="the target keeps this much of its room; 0 asks for the dry recording"),
+    ] = 0.0
+    distort_prob: Annotated[
+        Probability,
+        Field(description="probability of each input distortion (EQ, band limit, overdrive, noise)"),
+    ] = 0.4
+    silence_prob: Annotated[
+        Probability, Field(description="share of examples without foreground, whose target is silence")
+    ] = 0.01
+    level_range_db: Annotated[
+        tuple[Decibels, Decibels], Field(description="RMS of the mixture, dBFS, drawn per example")
+    ] = (-30.0, -16.0)
+    nfe: Annotated[
+        int,
+        Field(ge=1, le=1024, description="evaluations of the velocity network for a recording, unless said"),
+    ] = 16
+    solver: Annotated[Solver, Field(description="of the flow's differential equation, unless said")] = (
+        "midpoint"
+    )
+    strength: Annotated[
+        Probability,
+        Field(
+            description="share of the denoised mel spectrogram in what the network hears, unless said; the rest is "
+            "that of the recording"
+        ),
+    ] = 1.0
+    prior_mix: Annotated[
+        Probability,
+        Field(
+            description="share of noise in what the flow starts from in use; the rest is the recording's latents"
+        ),
+    ] = 0.5
+    valid_items: Annotated[
+        int, Field(gt=0, le=1_000_000, description="mixtures on the fixed validation list")
+    ] = 32
+    valid_seconds: Annotated[Seconds, Field(description="length of each validation mixture")] = 3.0
+    valid_snr_range_db: Annotated[
+        tuple[Decibels, Decibels], Field(description="SNR range of the validation list")
+    ] = (-5.0, 10.0)
+
+    def __post_init__(self) -> None:
+        require_order("task.level_range_db", self.level_range_db)
+        require_order("task.valid_snr_range_db", self.valid_snr_range_db)
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"task.kernel_size {self.kernel_size} is even, so that no frame is in its middle; give an odd one, "
+                f"such as {self.kernel_size + 1}"
+            )
+
+    def check(self, run: HParams) -> None:
+        """Raises ValueError where a value does not go with one of the run."""
+        require_mel_samples("training_seconds", run.training_seconds, run.wav_rate)
+        require_mel_samples("task.valid_seconds", self.valid_seconds, run.wav_rate)

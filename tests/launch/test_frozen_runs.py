@@ -1,0 +1,190 @@
+"""The runs that stage 2 starts from: what is refused, and what is copied; and how it is told to solve."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enhancer.frozen import read_frozen
+from enhancer.inference import load_run
+from hparams.errors import UserError
+from hparams.restore import RestoreHParams
+from hparams.schema import HParams
+from launch.apply import main as apply
+from launch.frozen_runs import frozen_constants
+from tests.finished_runs import TINY_DENOISER, TINY_STAGE1, write_run
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sources")
+    return {
+        "stage1_run": write_run(root / "stage1", TINY_STAGE1),
+        "denoiser_run": write_run(root / "denoiser", TINY_DENOISER),
+    }
+
+
+@pytest.fixture
+def hp(sources: dict[str, Path]) -> HParams:
+    return replace(HParams(), task=RestoreHParams(num_latents=8, width=16, num_blocks=1, **sources))
+
+
+def refused(hp: HParams, tmp_path: Path, **changes: Any) -> str:
+    """Why a run of `hp` with other values of its task cannot begin; nothing of it is written."""
+    run = tmp_path / "run"
+    with pytest.raises(UserError) as error:
+        frozen_constants(replace(hp, task=replace(hp.task, **changes)), run, is_writer=True)
+    assert not run.exists()
+    return str(error.value)
+
+
+def test_the_modules_are_copied_once_and_read_from_there(hp: HParams, tmp_path: Path) -> None:
+    taken = frozen_constants(hp, tmp_path, is_writer=True)
+    file = tmp_path / "frozen" / "stage1.safetensors"
+    written = file.stat().st_mtime_ns
+    for again in (frozen_constants(hp, tmp_path, is_writer=True), read_frozen(tmp_path, hp)):
+        for name, module in taken.items():
+            assert module.state_dict().keys() == again[name].state_dict().keys()
+            assert all(map(torch.equal, module.state_dict().values(), again[name].state_dict().values()))
+    assert file.stat().st_mtime_ns == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frozen"]
+
+
+def test_other_runs_than_those_in_the_folder_are_taken_anew(
+    hp: HParams, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """As where a first command named the wrong run, and training never began."""
+    frozen_constants(hp, tmp_path / "run", is_writer=True)
+    other = write_run(tmp_path / "other", replace(TINY_STAGE1, num_extra=6))
+    changed = replace(hp, task=replace(hp.task, stage1_run=other))
+    frozen_constants(changed, tmp_path / "run", is_writer=True)
+    assert read_frozen(tmp_path / "run", changed)["stage1"].autoencoder.num_extra == 6
+
+
+def test_a_run_that_is_missing_or_of_another_task_is_named(
+    hp: HParams, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    text = refused(hp, tmp_path, stage1_run=tmp_path / "nowhere")
+    assert "task.stage1_run" in text and "is not there" in text and "enhancer_stage1_small" in text
+    (tmp_path / "empty").mkdir()
+    assert "holds no hparams.yaml" in refused(hp, tmp_path, denoiser_run=tmp_path / "empty")
+    text = refused(hp, tmp_path, stage1_run=sources["denoiser_run"])
+    assert "is a run of task denoise; needed one of task enhance" in text
+
+
+def test_a_run_that_is_not_finished_is_refused(hp: HParams, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "stage1", TINY_STAGE1)
+    (run / "status.json").write_text(json.dumps({"state": "preempted", "step": 2, "reason": "asked to"}))
+    text = refused(hp, tmp_path, stage1_run=run)
+    assert "is not finished: it is preempted at step 2 of 4" in text and "max_steps=STEP" in text
+    (run / "status.json").unlink()
+    assert "it has no status.json" in refused(hp, tmp_path, stage1_run=run)
+
+
+def test_a_run_without_a_checkpoint_or_its_weights_is_refused_by_name(hp: HParams, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "stage1", TINY_STAGE1)
+    (run / "checkpoints/step-0000004/generator.safetensors").unlink()
+    text = refused(hp, tmp_path, stage1_run=run)
+    assert "no whole checkpoint" in text and "generator.safetensors" in text
+    (run / "checkpoints/step-0000004").rename(tmp_path / "aside")
+    (run / "checkpoints/LATEST").unlink()
+    assert "has no finished checkpoint" in refused(hp, tmp_path, stage1_run=run)
+
+
+def test_another_mel_spectrogram_is_shown_value_by_value(hp: HParams, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "stage1", TINY_STAGE1, num_mels=80, preemphasis=0.9)
+    text = refused(hp, tmp_path, stage1_run=run)
+    assert "num_mels: stage 1 has 80, this run 128" in text
+    assert "preemphasis: stage 1 has 0.9, this run 0.97" in text
+    assert "hop_size" not in text and "--set num_mels=80 preemphasis=0.9" in text
+
+
+def test_another_number_of_latents_is_told(hp: HParams, tmp_path: Path) -> None:
+    assert "give --set task.num_latents=8" in refused(hp, tmp_path, num_latents=64)
+
+
+def test_a_denoiser_of_another_rate_is_refused(hp: HParams, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "denoiser", TINY_DENOISER)
+    text = (run / "hparams.yaml").read_text()
+    (run / "hparams.yaml").write_text(text.replace("wav_rate: 44100", "wav_rate: 48000"))
+    text = refused(hp, tmp_path, denoiser_run=run)
+    assert "was trained at 48000 Hz, but wav_rate is 44100" in text
+
+
+@pytest.fixture(scope="module")
+def trained(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of stage 2 with what it works with in its folder."""
+    run = tmp_path_factory.mktemp("runs") / "stage2"
+    task = RestoreHParams(num_latents=8, width=16, num_blocks=1, **sources)
+    write_run(run, task)
+    frozen_constants(replace(HParams(), task=task), run, is_writer=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "frozen/denoiser.safetensors",
+        "frozen/stage1.yaml",
+        "frozen",
+        "checkpoints/step-0000004/velocity.safetensors",
+    ],
+)
+def test_what_is_missing_from_the_folder_is_named(trained: Path, name: str, tmp_path: Path) -> None:
+    (trained / name).rename(tmp_path / "aside")
+    try:
+        with pytest.raises(UserError, match=name.rpartition("/")[2]):
+            load_run(trained)
+    finally:
+        (tmp_path / "aside").rename(trained / name)
+    load_run(trained)
+
+
+def test_a_changed_byte_of_what_it_works_with_is_seen(trained: Path) -> None:
+    file = trained / "frozen" / "stage1.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"stage1\.safetensors is changed"):
+        load_run(trained)
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--nfe", "0"], "--nfe is 0; needed 1 to 1024"),
+        (["--solver", "heun"], "--solver heun is not known; needed one of euler, midpoint, rk4"),
+        (["--strength", "1.5"], "--strength is 1.5; needed 0"),
+        (["--seed", "-1"], "--seed is -1"),
+    ],
+)
+def test_a_way_to_solve_that_there_is_not_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    source = tmp_path / "in.wav"
+    source.write_bytes(b"")
+    command = ["--run", str(trained), "--input", str(source), "--output", str(tmp_path / "out.wav")]
+    assert apply([*command, *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_other_models_have_no_use_for_it(
+    sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.wav"
+    source.write_bytes(b"")
+    command = [
+        "--run",
+        str(sources["denoiser_run"]),
+        "--input",
+        str(source),
+        "--output",
+        str(tmp_path / "out.wav"),
+    ]
+    assert apply([*command, "--nfe", "4", "--seed", "1"]) == 2
+    assert "--nfe --seed: for stage 2" in capsys.readouterr().err

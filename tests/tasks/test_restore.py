@@ -1,0 +1,176 @@
+"""Stage 2 of the enhancer on made-up batches: its target, what is drawn, what it updates, how it judges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from enhancer.models.velocity import VelocityNetwork
+from enhancer.tasks import TASKS
+from enhancer.tasks.restore import RestoreTask
+from hparams.restore import RestoreHParams
+from hparams.schema import HParams
+from tests.finished_runs import TINY_DENOISER, TINY_STAGE1
+from tests.tasks.test_enhance import Descent, Parts
+
+T = 8820
+
+
+@pytest.fixture(scope="module")
+def hp() -> HParams:
+    own = RestoreHParams(num_latents=8, width=16, num_blocks=1, scale=2.0, kernel_size=5, nfe=2)
+    return replace(HParams(), training_seconds=T / 44_100, task=own)
+
+
+@pytest.fixture(scope="module")
+def constants(hp: HParams) -> dict[str, nn.Module]:
+    torch.manual_seed(2)
+    built = {
+        name: TASKS[own.name](replace(hp, task=own))
+        for name, own in (("stage1", TINY_STAGE1), ("denoiser", TINY_DENOISER))
+    }
+    return {name: task.build()[task.main_module] for name, task in built.items()}
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Two rows: a tone in noise at 6 dB, and silence in noise."""
+    generator = torch.Generator().manual_seed(3)
+    tone = 8000 * torch.sin(2 * math.pi * 440 / 44_100 * torch.arange(T))
+    rows = 2
+    return {
+        "draw": torch.tensor([4, 5]),
+        "item": torch.tensor([0, 1]),
+        "fg": torch.stack([tone, 0 * tone]).to(torch.int16),
+        "bg": (3000 * torch.randn(2, T, generator=generator)).clamp(-32768, 32767).to(torch.int16),
+        "is_pair": torch.zeros(rows, dtype=torch.bool),
+        "rir": torch.full((rows,), -1),
+        "room_gain_db": torch.zeros(rows),
+        "snr_db": torch.full((rows,), 6.0),
+        "level_db": torch.full((rows,), -26.0),
+        "eq_hz": torch.full((rows,), 1000.0),
+        "eq_gain_db": torch.zeros(rows),
+        "eq_q": torch.ones(rows),
+        "lowpass_hz": torch.full((rows,), math.inf),
+        "highpass_hz": torch.zeros(rows),
+        "drive_db": torch.zeros(rows),
+        "noise_snr_db": torch.full((rows,), math.inf),
+        "noise_seed": torch.zeros(rows, dtype=torch.int64),
+    }
+
+
+class Told(VelocityNetwork):
+    """Remembers what it was asked."""
+
+    def forward(self, *asked: Any) -> torch.Tensor:
+        self.asked = asked
+        return super().forward(*asked)
+
+
+def fresh(hp: HParams, constants: dict[str, nn.Module]) -> tuple[RestoreTask, Parts]:
+    task = TASKS["restore"](hp, constants)
+    assert isinstance(task, RestoreTask)
+    torch.manual_seed(hp.seed)
+    own = task.own
+    told = Told(own.num_latents, hp.num_mels, own.width, own.num_blocks, own.scale, own.kernel_size)
+    return task, Parts({"velocity": told})
+
+
+def test_the_loss_is_the_squared_error_of_the_velocity_of_a_straight_path(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    """A fresh network stands still, so its loss is the squared length of the paths from the prior to the target."""
+    task, modules = fresh(hp, constants)
+    values = task.step(modules, batch, Descent(modules))
+    state, _, time, prior_mix, _ = modules["velocity"].asked
+    end = constants["stage1"].encode(task.mix(batch).target)  # Latents were not normalised yet.
+    start = (state - time[:, None, None] * end) / (1 - time[:, None, None])
+    torch.testing.assert_close(values["loss"], (end - start).square().mean(), rtol=1e-3, atol=0)
+    damaged = constants["stage1"].encode(task.mix(batch).mixture)
+    noise = (start - (1 - prior_mix[:, None, None]) * damaged) / prior_mix[:, None, None]
+    assert float(noise.std()) == pytest.approx(1, abs=0.15) and float(noise.mean()) == pytest.approx(
+        0, abs=0.15
+    )
+
+
+def test_what_is_drawn_follows_the_draw_and_neither_the_row_nor_the_rank(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    task, modules = fresh(hp, constants)
+    torch.manual_seed(1)
+    task.step(modules, batch, Descent(modules, rate=0.0))
+    both = modules["velocity"].asked
+    task, modules = fresh(hp, constants)
+    torch.manual_seed(2)
+    task.step(modules, {name: column[1:] for name, column in batch.items()}, Descent(modules, rate=0.0))
+    for one, two in zip(modules["velocity"].asked, both, strict=True):
+        torch.testing.assert_close(one, two[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_the_network_alone_is_trained(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    """All that the engine is handed, and so all that optimisers and ranks see, are its parameters."""
+    task, modules = fresh(hp, constants)
+    built = task.build()
+    assert list(built) == ["velocity"]
+    (group,) = task.param_groups("velocity", built["velocity"])
+    handed = {id(weight) for weight in group["params"]}
+    frozen = [weight for module in constants.values() for weight in module.parameters()]
+    assert frozen and not any(weight.requires_grad or id(weight) in handed for weight in frozen)
+    before = [weight.clone() for weight in frozen]
+    for _ in range(2):
+        task.step(modules, batch, Descent(modules))
+    assert all(map(torch.equal, before, frozen)) and all(weight.grad is None for weight in frozen)
+
+
+def test_latents_are_normalised_by_what_all_ranks_have_seen(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    task, modules = fresh(hp, constants)
+    update = Descent(modules)
+    asked: list[torch.Tensor] = []
+    update.mean = lambda values: asked.append(values) or values + 1  # type: ignore[method-assign, func-returns-value]
+    task.step(modules, batch, update)
+    latents = constants["stage1"].encode(task.mix(batch).target)
+    torch.testing.assert_close(asked[0][0].float(), latents.mean((0, 1)), atol=1e-5, rtol=1e-4)
+    normaliser = modules["velocity"].latents
+    torch.testing.assert_close(normaliser.mean, latents.mean((0, 1)) + 1, atol=1e-5, rtol=1e-4)
+
+
+def test_a_silent_batch_has_a_finite_loss_and_finite_gradients(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    """`Descent` holds every gradient to be finite."""
+    task, modules = fresh(hp, constants)
+    silent = {**batch, "fg": 0 * batch["fg"], "bg": 0 * batch["bg"]}
+    for _ in range(3):
+        assert math.isfinite(task.step(modules, silent, Descent(modules))["loss"])
+
+
+def test_it_is_judged_beside_input_and_denoiser_and_told_to_be_safe(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    """A fresh denoiser is the identity, so that the distances of the two are the same."""
+    task, modules = fresh(hp, constants)
+    rows = task.evaluate(modules, batch)
+    for name in ("log_mel_distance{}_db", "stft_distance{}"):
+        input_, denoiser = (rows[0][name.format(whose)] for whose in ("_of_input", "_of_denoiser"))
+        assert input_ == pytest.approx(denoiser, rel=1e-3)
+    assert math.isnan(rows[1]["clean_log_mel_distance_db"]) and math.isfinite(
+        rows[0]["clean_level_change_db"]
+    )
+    assert {"bandwidth_hz", "bandwidth_of_input_hz", "silence_level_dbfs"} <= rows[0].keys()
+    alone = task.evaluate(modules, {name: column[1:] for name, column in batch.items()})
+    assert alone[0]["log_mel_distance_db"] == pytest.approx(rows[1]["log_mel_distance_db"], rel=1e-3)
+
+
+def test_without_its_modules_it_says_what_it_lacks(hp: HParams, batch: dict[str, torch.Tensor]) -> None:
+    task = TASKS["restore"](hp)
+    with pytest.raises(ValueError, match="a trained stage1, which it was not given"):
+        task.step(Parts(task.build()), batch, lambda *asked: None)
