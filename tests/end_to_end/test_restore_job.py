@@ -14,13 +14,15 @@ from safetensors.numpy import load_file
 
 from data_shards.build import build_corpus
 from data_shards.options import BuildOptions
+from launch.apply import main as apply
+from launch.evaluate import main as evaluate
+from launch.report import main as show
 from tests.end_to_end.test_main_job import command, metrics, run_command
 from tests.finished_runs import TINY_DENOISER, TINY_STAGE1, write_run
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
 RATE_HZ = 44_100
-PYTHON = command("python", Path(), {})[0]
 TINY: dict[str, Any] = {
     "task.num_latents": 8,
     "task.width": 16,
@@ -119,8 +121,7 @@ def test_it_is_judged_applied_and_shown_from_its_folder_alone(
         text = text.replace(str(given[key]), "/nowhere")
     (run / "hparams.yaml").write_text(text)
     report = tmp_path / "out.json"
-    judged = run_command(PYTHON, "launch/evaluate.py", "--run", str(run), "--json", str(report))
-    assert judged.returncode == 0, judged.stderr
+    assert evaluate(["--run", str(run), "--json", str(report)]) == 0
     summary = json.loads(report.read_text())["summary"]
     for name in ("log_mel_distance{}_db", "stft_distance{}"):
         assert {name.format(whose) for whose in ("", "_of_input", "_of_denoiser")} <= summary.keys()
@@ -139,8 +140,7 @@ def test_it_is_judged_applied_and_shown_from_its_folder_alone(
     how = ["--nfe", "3", "--solver", "midpoint", "--strength", "0.5"]
     for name, own in flags.items():
         words = ["--run", str(run), "--input", str(source), "--output", str(tmp_path / f"{name}.wav")]
-        applied = run_command(PYTHON, "launch/apply.py", *words, *how, *own)
-        assert applied.returncode == 0, applied.stderr
+        assert apply([*words, *how, *own]) == 0
     assert (tmp_path / "first.wav").read_bytes() == (tmp_path / "again.wav").read_bytes()
     restored = {name: sf.read(tmp_path / f"{name}.wav", dtype="int16")[0].astype(int) for name in flags}
     assert restored["first"].shape == (70_001, 2)
@@ -149,8 +149,7 @@ def test_it_is_judged_applied_and_shown_from_its_folder_alone(
     assert np.abs(restored["first"] - restored["other"]).max() > 10
 
     page = tmp_path / "report.html"
-    shown = run_command(PYTHON, "launch/report.py", str(run), "--output", str(page))
-    assert shown.returncode == 0, shown.stderr
+    assert show([str(run), "--output", str(page)]) == 0
     assert "denoiser alone" in page.read_text()
 
 
@@ -159,8 +158,8 @@ def test_two_ranks_exchange_and_optimise_the_velocity_network_alone(
 ) -> None:
     """The states of the optimiser on two ranks are as large as two moments of that network's parameters and no more."""
     run = tmp_path / "two"
-    said = train(run, given, "torchrun 2", max_steps=2, save_every=2, eval_every=2, batch_size_per_gpu=1)
-    checkpoint = run / "checkpoints" / "step-0000002"
+    said = train(run, given, "torchrun 2", max_steps=3, save_every=3, eval_every=3, batch_size_per_gpu=1)
+    checkpoint = run / "checkpoints" / "step-0000003"
     weights = load_file(checkpoint / "velocity.safetensors")
     network = sum(value.size for name, value in weights.items() if not name.startswith("latents."))
     assert f"parameters velocity {network / 1e6:.3g} M" in said
