@@ -75,7 +75,7 @@ class MixRecipe:
 
     def __reduce__(self) -> tuple[type[MixRecipe], tuple[MixSettings, dict[str, Source]]]:
         # Loader workers need neither the files nor the validation list.
-        return MixRecipe, (self.settings, self.sources)
+        return type(self), (self.settings, self.sources)
 
     @cached_property
     def _valid_groups(self) -> dict[str, list[np.ndarray]]:
@@ -139,14 +139,19 @@ class MixRecipe:
             "level_db": between(level, settings.level_range_db),
             **draw_distortions(drawn, settings.distort_prob, settings.rate_hz),
         }
-        if not settings.load_fg_only:
+        has_bg, may_have_room = self._surroundings(draw)
+        if has_bg:
             example["bg"] = self._background(draw)
-            if room_on < settings.rir_prob:
-                rooms = self.sources["rir"].split.train
-                example["rir"] = int(rooms[below(room, len(rooms))])
-                place = generator(settings.seed, draw, "room gain").random()
-                example["room_gain_db"] = between(place, settings.room_range_db)
+        if may_have_room and room_on < settings.rir_prob:
+            rooms = self.sources["rir"].split.train
+            example["rir"] = int(rooms[below(room, len(rooms))])
+            place = generator(settings.seed, draw, "room gain").random()
+            example["room_gain_db"] = between(place, settings.room_range_db)
         return example
+
+    def _surroundings(self, draw: int) -> tuple[bool, bool]:
+        """Whether a draw has a background, and whether it may have a room."""
+        return not self.settings.load_fg_only, not self.settings.load_fg_only
 
     def _is_praat(self, draw: int) -> bool:
         settings = self.settings
@@ -218,6 +223,19 @@ class MixRecipe:
 
     def _valid_mixture(self, item: int, number: int) -> tuple[Example, Rows]:
         """The `number`-th mixture of the list. Every second one is in a room; groups take turns."""
+        example, chosen, drawn = self._valid_foreground(item, number)
+        if self.settings.load_fg_only:
+            # Without background and room only the distortions are left to be undone: one of each in turn.
+            on = [float(place != number % len(DISTORTIONS)) for place in range(len(DISTORTIONS))]
+            distortions = draw_distortions(on + drawn[len(on) :], 0.5, self.settings.rate_hz)
+            return {**example, **distortions}, chosen
+        self._add_valid_background(item, number, example, chosen)
+        if number % 2 == 1:
+            example["rir"] = chosen["rir"] = self._valid_row("rir", number // 2)[0]
+        return example, chosen
+
+    def _valid_foreground(self, item: int, number: int) -> tuple[Example, Rows, list[float]]:
+        """The item without anything else, what it is made of, and uniform numbers for its distortions."""
         settings, frames = self.settings, self.settings.valid_samples
         snr, level, *drawn = generator(settings.valid_seed, item, "valid").random(2 + NUM_UNIFORMS).tolist()
         rng = generator(settings.valid_seed, item, "valid fg")
@@ -233,19 +251,13 @@ class MixRecipe:
             "level_db": between(level, settings.level_range_db),
             **CLEAN,
         }
-        if settings.load_fg_only:
-            # Without background and room only the distortions are left to be undone: one of each in turn.
-            on = [float(place != number % len(DISTORTIONS)) for place in range(len(DISTORTIONS))]
-            distortions = draw_distortions(on + drawn[len(on) :], 0.5, settings.rate_hz)
-            return {**example, **distortions}, {"fg": fg.row}
+        return example, {"fg": fg.row}, drawn
+
+    def _add_valid_background(self, item: int, number: int, example: Example, chosen: Rows) -> None:
         row, members = self._valid_row("bg", number)
-        rng = generator(settings.valid_seed, item, "valid bg")
-        bg = audible_crop(self._checked["bg"], row, members, frames, rng, looped_crop)
-        example["bg"] = bg.wave
-        chosen = {"fg": fg.row, "bg": bg.row}
-        if number % 2 == 1:
-            example["rir"] = chosen["rir"] = self._valid_row("rir", number // 2)[0]
-        return example, chosen
+        rng = generator(self.settings.valid_seed, item, "valid bg")
+        bg = audible_crop(self._checked["bg"], row, members, self.settings.valid_samples, rng, looped_crop)
+        example["bg"], chosen["bg"] = bg.wave, bg.row
 
     def _valid_pair(self, item: int, number: int) -> tuple[Example, Rows]:
         rng = generator(self.settings.valid_seed, item, "valid pair")

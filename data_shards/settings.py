@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from data_shards.damages import DamageSettings
+
 if TYPE_CHECKING:
     from hparams.schema import HParams
 
@@ -39,14 +41,19 @@ class MixSettings:
     pair_fraction: float
     """Share of draws that are pairs; 0 without a pair corpus."""
     load_fg_only: bool
+    damage: DamageSettings | None = None
+    """Of a task that restores recordings."""
 
     @classmethod
     def of(cls, hp: HParams) -> MixSettings:
-        """The settings that `hp` of a task `denoise`, `codec`, `enhance` or `restore` asks for."""
+        """The settings that `hp` asks for, of a task of mixes or of foregrounds."""
+        # Workers get these settings ready-made, and do not import pydantic.
+        from hparams.damage import DamageHParams
+
+        if isinstance(hp.task, DamageHParams):
+            return cls._of_damages(hp)
         if hp.task.name in ("codec", "enhance"):
             return cls._of_foregrounds(hp)
-        if hp.task.name == "restore":
-            return cls._of_restoration(hp)
         task: Any = hp.task
         low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
         return cls(
@@ -100,16 +107,17 @@ class MixSettings:
         )
 
     @classmethod
-    def _of_restoration(cls, hp: HParams) -> MixSettings:
-        """Mixtures as of a denoiser, without what makes a small corpus larger."""
+    def _of_damages(cls, hp: HParams) -> MixSettings:
+        """Foregrounds with their damage; the task has the ranges of level and of SNR beside it."""
         task: Any = hp.task
         low, high = (20 * math.log10(alpha / (1 - alpha)) for alpha in hp.mix_alpha_range)
+        is_fg_only = hp.load_fg_only or task.bg_prob == task.rir_prob == 0
         return replace(
             cls._of_foregrounds(hp),
             snr_range_db=(low, high),
             valid_snr_range_db=task.valid_snr_range_db,
-            rir_prob=task.rir_prob,
-            distort_prob=task.distort_prob,
-            silence_prob=task.silence_prob,
-            load_fg_only=hp.load_fg_only,
+            rir_prob=0.0 if is_fg_only else task.rir_prob,
+            silence_prob=getattr(task, "silence_prob", 0.0),
+            load_fg_only=is_fg_only,
+            damage=DamageSettings.of(task),
         )

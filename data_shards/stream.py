@@ -23,6 +23,7 @@ from torch import Tensor
 from data_shards.batches import Arrays, BatchPlan, Recipe, fill_training, validation_arrays
 from data_shards.cache import SIZE_VARIABLE, CachedShard, ShardCache
 from data_shards.corpus import Corpus
+from data_shards.damaged import DamagedRecipe
 from data_shards.loader_pool import WorkerDied, WorkerPool
 from data_shards.mix import MixRecipe, Source
 from data_shards.praat import require_praat
@@ -189,10 +190,10 @@ def open_stream(
     """Open the corpora that `hp` needs and no others.
 
     Pairs alone (pair_dir with task.pair_fraction 1) need pair_dir only; load_fg_only, a codec and an enhancer
-    fg_dir only.
+    fg_dir only; a task that restores recordings bg_dir and rir_dir where their probabilities are above 0.
 
     Args:
-        hp: hyper-parameters of a denoise, codec or enhance run.
+        hp: hyper-parameters of a denoise, codec or enhance run, or of one that restores recordings.
         rank: this process among `world_size`.
         world_size: processes that share the draws.
         batch_size: rows of a batch; hp.batch_size_per_gpu when not given.
@@ -211,7 +212,7 @@ def open_stream(
     if num_workers is None:
         num_workers = worker_count(hp, world_size)
     return MixStream(
-        recipe=MixRecipe(settings, sources),
+        recipe=(MixRecipe if settings.damage is None else DamagedRecipe)(settings, sources),
         fingerprint=joint_fingerprint(sources),
         rank=rank,
         world_size=world_size,
@@ -240,8 +241,10 @@ def _needed_folders(hp: HParams, settings: MixSettings) -> dict[str, Path | str]
     folders: dict[str, Path | str] = {}
     if settings.pair_fraction < 1:
         folders["fg"] = hp.fg_dir
-        if not settings.load_fg_only:
+        damage = settings.damage
+        if not settings.load_fg_only and (damage is None or damage.bg_prob > 0):
             folders["bg"] = hp.bg_dir
+        if not settings.load_fg_only and (damage is None or settings.rir_prob > 0):
             folders["rir"] = hp.rir_dir
     if settings.pair_fraction > 0 and hp.pair_dir is not None:
         folders["pair"] = hp.pair_dir

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from hparams.damage import DamageHParams
 from hparams.numbers import (
     Decibels,
     NonNegativeFloat,
@@ -24,7 +25,7 @@ Solver = Literal["euler", "midpoint", "rk4"]
 
 
 @dataclass(frozen=True)
-class RestoreHParams:
+class RestoreHParams(DamageHParams):
     """Task `restore`, stage 2: how latents of damaged recordings flow into those of clean ones."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -47,17 +48,10 @@ class RestoreHParams:
     kernel_size: Annotated[
         int, Field(ge=1, le=255, description="frames that a block's convolution spans, odd")
     ] = 15
-    rir_prob: Annotated[
-        Probability, Field(description="share of examples whose foreground is put into a room")
-    ] = 0.5
     early_ms: Annotated[
         NonNegativeFloat,
         Field(description="the target keeps this much of its room; 0 asks for the dry recording"),
     ] = 0.0
-    distort_prob: Annotated[
-        Probability,
-        Field(description="probability of each input distortion (EQ, band limit, overdrive, noise)"),
-    ] = 0.4
     silence_prob: Annotated[
         Probability, Field(description="share of examples without foreground, whose target is silence")
     ] = 0.01
@@ -86,13 +80,14 @@ class RestoreHParams:
     ] = 0.5
     valid_items: Annotated[
         int, Field(gt=0, le=1_000_000, description="mixtures on the fixed validation list")
-    ] = 32
+    ] = 36
     valid_seconds: Annotated[Seconds, Field(description="length of each validation mixture")] = 3.0
     valid_snr_range_db: Annotated[
         tuple[Decibels, Decibels], Field(description="SNR range of the validation list")
     ] = (-5.0, 10.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_order("task.level_range_db", self.level_range_db)
         require_order("task.valid_snr_range_db", self.valid_snr_range_db)
         if self.kernel_size % 2 == 0:

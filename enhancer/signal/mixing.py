@@ -69,10 +69,10 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int, early_s
     row asks for a room that `bank` does not hold.
     """
     host = _on_host(batch)
-    foreground, background = _to_float(batch["fg"]), _to_float(batch["bg"])
+    foreground, background = to_float(batch["fg"]), to_float(batch["bg"])
     is_pair, level_db = batch["is_pair"], batch["level_db"]
 
-    heard, target = _in_room(foreground, bank, host, early_samples)
+    heard, target = in_room(foreground, bank, host, early_samples)
     heard = distort(heard, host, rate_hz)
     background_gain = gain_for_snr(heard, background, batch["snr_db"])
     heard = add_noise(heard, host["noise_snr_db"], host["noise_seed"])
@@ -88,7 +88,7 @@ def mix(batch: Mapping[str, Tensor], bank: RirBank | None, rate_hz: int, early_s
 
 def foreground_at_level(batch: Mapping[str, Tensor]) -> WaveBatch:
     """The clean foregrounds `fg` alone at their `level_db`, [B, T]; keys and limits of the gain as for `mix`."""
-    wave = _to_float(batch["fg"])
+    wave = to_float(batch["fg"])
     gain, headroom = _gain_and_headroom(wave, batch["level_db"])
     return wave * (gain * headroom)[:, None]
 
@@ -121,7 +121,7 @@ def distort(wave: WaveBatch, host: Mapping[str, Tensor], rate_hz: int) -> WaveBa
     return wave.index_copy(0, rows, bad * makeup[:, None])
 
 
-def _in_room(
+def in_room(
     wave: WaveBatch, bank: RirBank | None, host: Mapping[str, Tensor], early_samples: int
 ) -> tuple[WaveBatch, WaveBatch]:
     """The foreground as the room makes it, and with the first `early_samples` taps of the room alone."""
@@ -141,7 +141,7 @@ def _in_room(
     return torch.lerp(wave, wet, room_gain), early if early is wave else torch.lerp(wave, early, room_gain)
 
 
-def _to_float(pcm: PcmBatch) -> WaveBatch:
+def to_float(pcm: PcmBatch) -> WaveBatch:
     return pcm * (1 / 32768)
 
 

@@ -17,7 +17,8 @@ from enhancer.models.stage1 import Stage1
 from enhancer.models.velocity import VelocityNetwork
 from enhancer.restoration_metrics import bandwidth_hz, level_db, restored_share
 from enhancer.signal.convolution import RirBank
-from enhancer.signal.mixing import Mix, mix
+from enhancer.signal.damage import APPLY, damage_shares, damaged_mix, labels
+from enhancer.signal.mixing import Mix
 from enhancer.signal.seeded import beta_of, generator_of
 from enhancer.tasks.figures import show_charts, show_sounds
 from hparams.restore import RestoreHParams
@@ -27,6 +28,8 @@ NUM_SHOWN = 4
 STRENGTH_SHAPE = 0.2
 """Of the Beta distribution of strengths: mostly almost none or almost all of the denoised spectrogram."""
 FROZEN = ("stage1", "denoiser")
+DAMAGES = ("clean", *APPLY, "background", "room", "several")
+"""What `labels` calls a row; rows of validation carry its place here."""
 NO_CHANGE_HZ = 1000.0
 """Where the input lacks less bandwidth than that, there is none to be restored."""
 
@@ -42,6 +45,11 @@ class RestoreTask:
     main_module = "velocity"
     best_metric = "log_mel_distance_db"
     best_is_higher = False
+    grouped_metrics = (
+        *(f"log_mel_distance{whose}_db" for whose in ("", "_of_input", "_of_denoiser")),
+        *(f"stft_distance{whose}" for whose in ("", "_of_input", "_of_denoiser")),
+    )
+    """What is also told of each kind of damage."""
 
     def __init__(self, hp: HParams, constants: Mapping[str, Any] | None = None) -> None:
         assert isinstance(hp.task, RestoreHParams), hp.task
@@ -86,7 +94,7 @@ class RestoreTask:
 
     def mix(self, batch: Mapping[str, Tensor]) -> Mix:
         """Mixture and target, each [B, T], of the drawn crops and parameters in `batch`."""
-        return mix(batch, self.bank, self.hp.wav_rate, self.early_samples)
+        return damaged_mix(batch, self.bank, self.hp.wav_rate, self.early_samples)
 
     def step(self, modules: Any, batch: Mapping[str, Tensor], update: Any) -> dict[str, Tensor]:
         """One update of the network by the squared error of its velocity; the loss, and how long the paths were."""
@@ -110,6 +118,7 @@ class RestoreTask:
             "loss": loss.detach(),
             "standing_still": F.mse_loss(start, end).detach(),
             "latent_spread": network.latents.spread().mean(),
+            **damage_shares(batch),
         }
 
     @torch.no_grad()
@@ -144,7 +153,13 @@ class RestoreTask:
         columns["clean_level_change_db"] = change.where(is_heard, torch.nan)
         columns["silence_level_dbfs"] = level_db(made[2])
         values = {name: column.tolist() for name, column in columns.items()}
+        values["label_damage"] = [float(DAMAGES.index(name)) for name in labels(batch)]
         return [{name: column[row] for name, column in values.items()} for row in range(rows)]
+
+    @staticmethod
+    def groups_of(row: Mapping[str, Any]) -> dict[str, str]:
+        """What had happened to the item of a row of `evaluate`, in words."""
+        return {"damage": DAMAGES[round(row["label_damage"])]}
 
     @torch.no_grad()
     def waves(self, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from data_shards.damages import CLEAN, UNDAMAGED
 from enhancer.models.velocity import VelocityNetwork
 from enhancer.tasks import TASKS
 from enhancer.tasks.restore import RestoreTask
@@ -61,6 +62,12 @@ def batch() -> dict[str, torch.Tensor]:
         "drive_db": torch.zeros(rows),
         "noise_snr_db": torch.full((rows,), math.inf),
         "noise_seed": torch.zeros(rows, dtype=torch.int64),
+        **{
+            name: torch.full((rows,), value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
+            for name, value in UNDAMAGED.items()
+            if name not in CLEAN
+        },
+        "has_bg": torch.ones(rows, dtype=torch.bool),
     }
 
 
@@ -165,6 +172,7 @@ def test_it_is_judged_beside_input_and_denoiser_and_told_to_be_safe(
     assert math.isnan(rows[1]["clean_log_mel_distance_db"]) and math.isfinite(
         rows[0]["clean_level_change_db"]
     )
+    assert [task.groups_of(row) for row in rows] == [{"damage": "background"}] * 2
     assert {"bandwidth_hz", "bandwidth_of_input_hz", "silence_level_dbfs"} <= rows[0].keys()
     alone = task.evaluate(modules, {name: column[1:] for name, column in batch.items()})
     assert alone[0]["log_mel_distance_db"] == pytest.approx(rows[1]["log_mel_distance_db"], rel=1e-3)
