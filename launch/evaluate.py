@@ -28,6 +28,7 @@ from enhancer.metrics import esr_grade
 from enhancer.realtime import real_time_factors
 from enhancer.string_metrics import named_failures
 from enhancer.tasks import TASKS
+from enhancer.tasks.restore import RestoreTask
 from hparams.errors import UserError
 from hparams.place import corpus_place
 from hparams.tasks import DeviceHParams
@@ -158,6 +159,9 @@ def evaluate(run: TrainedRun, stream: Any) -> list[Row]:
     task = TASKS[run.hp.task.name](run.hp, {**stream.constants(), **run.constants})
     device = next(run.module.parameters()).device
     task.to(device)
+    if isinstance(task, RestoreTask):
+        for text in task.notices():
+            print(f"note: {text}")
     rows: list[Row] = []
     told = time.monotonic()
     for batch in stream.validation():

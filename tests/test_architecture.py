@@ -23,6 +23,7 @@ ALLOWED = {
     "enhancer.string_metrics": {"enhancer.signal"},
     "enhancer.repair_metrics": {"enhancer.signal"},
     "enhancer.restoration_metrics": {"enhancer.signal"},
+    "enhancer.listening_scores": {"enhancer.signal"},
     "enhancer.charts": {"enhancer.signal"},
     "enhancer.engine": {"hparams"},
     "enhancer.tasks": {
@@ -31,6 +32,7 @@ ALLOWED = {
         "enhancer.charts",
         "enhancer.metrics",
         "enhancer.repair_metrics",
+        "enhancer.listening_scores",
         "enhancer.restoration_metrics",
         "enhancer.signal",
         "enhancer.string_metrics",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enhancer.charts import DENOISER
+from enhancer.listening_scores import listening_scores, notice
 from enhancer.metrics import LogMelDistance, StftDistance
 from enhancer.models.flow import time_at
 from enhancer.models.restorer import Heard, Restorer, Sampling, prior
@@ -62,6 +63,7 @@ class RestoreTask:
             module.requires_grad_(False).eval()
         self.early_samples = max(1, round(self.own.early_ms / 1000 * hp.wav_rate))
         self.stft_distance = StftDistance(hp.stft_cfgs)
+        self._notices = notice()
 
     def build(self) -> dict[str, nn.Module]:
         """A fresh network, whose velocity is zero."""
@@ -81,6 +83,11 @@ class RestoreTask:
             module.to(device)
         if self.bank is not None:
             self.bank = self.bank.to(device)
+
+    def notices(self) -> list[str]:
+        """What the user should be told of this run, once."""
+        told, self._notices = self._notices, []
+        return told
 
     def sampling(self) -> Sampling:
         """How recordings are restored where nothing else is asked for."""
@@ -153,6 +160,9 @@ class RestoreTask:
         columns["clean_level_change_db"] = change.where(is_heard, torch.nan)
         columns["silence_level_dbfs"] = level_db(made[2])
         values = {name: column.tolist() for name, column in columns.items()}
+        for whose, wave in waves.items():
+            scores = listening_scores(wave, mixed.target, self.hp.wav_rate)
+            values |= {_named(name, whose): column for name, column in scores.items()}
         values["label_damage"] = [float(DAMAGES.index(name)) for name in labels(batch)]
         return [{name: column[row] for name, column in values.items()} for row in range(rows)]
 
