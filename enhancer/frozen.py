@@ -105,10 +105,14 @@ def read_frozen(run_dir: Path, hp: HParams) -> dict[str, nn.Module]:
             raise UserError(
                 f"{folder} lists no {file} with its {hparams_file}; copy the whole run folder again"
             )
-        own = load_resolved(folder / hparams_file)
-        task = TASKS[own.task.name](own)
+        task = task_of(load_resolved(folder / hparams_file))
         modules[name] = built(task, read_weights_file(folder / file), folder / file, folder / hparams_file)
     return {name: module.eval() for name, module in modules.items()}
+
+
+def task_of(hp: HParams) -> Any:
+    """The task that `hp` names, without constants."""
+    return TASKS[hp.task.name](hp)
 
 
 def built(task: Any, weights: Mapping[str, Tensor], file: Path, hparams_file: Path) -> nn.Module:

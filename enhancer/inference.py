@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enhancer.bundle import read_bundle
 from enhancer.engine.manifest import DamagedCheckpoint, committed, read_verified
 from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import parse_weights
@@ -51,10 +52,14 @@ class TrainedRun:
 def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path | None = None) -> TrainedRun:
     """The trained model in `run_dir`, with the weights of `checkpoint`, or else of its best checkpoint.
 
+    `run_dir` may be a file that `enhancer.bundle` wrote, which has weights of one checkpoint.
+
     The weights are used only where they are, byte for byte, what the checkpoint's manifest says. In place of a best
     checkpoint that is damaged, or was never judged, comes the latest that is whole. Reads hparams.yaml, manifest.json
     and safetensors only; nothing that is read can execute code. Raises UserError naming what is missing or damaged.
     """
+    if run_dir.is_file():
+        return _load_bundle(run_dir, device)
     if not run_dir.is_dir():
         raise UserError(f"there is no run folder {run_dir}; give the --run-dir of a training run")
     hparams_file = run_dir / "hparams.yaml"
@@ -74,6 +79,15 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu", checkpoint: Path
         folder, weights = checkpoint, _read_weights(checkpoint, file_name)
     module = built(task, parse_weights(weights.data, folder / file_name), folder / file_name, hparams_file)
     return TrainedRun(hp, task, module.to(device).eval(), folder, weights.step, tuple(notes), constants)
+
+
+def _load_bundle(path: Path, device: torch.device | str) -> TrainedRun:
+    bundle = read_bundle(path)
+    constants: dict[str, Any] = {**bundle.modules}
+    task = TASKS[bundle.hp.task.name](bundle.hp, constants)
+    task.to(torch.device(device))
+    module = built(task, bundle.weights, path, Path("its metadata")).to(device).eval()
+    return TrainedRun(bundle.hp, task, module, Path(bundle.checkpoint), bundle.step, constants=constants)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ def checkpoint_folder(run_dir: Path, name: str | None) -> Path | None:
     """The folder of the checkpoint called `name`; None for None. Raises UserError that lists what there is."""
     if name is None:
         return None
+    if run_dir.is_file():
+        raise UserError(f"--checkpoint {name}: {run_dir} is a bundle, which has one; leave --checkpoint out")
     folder = run_dir / "checkpoints" / Path(name).name
     if not folder.is_dir():
         there = sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))

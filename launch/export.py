@@ -1,5 +1,7 @@
 """Write a trained device model for a plugin: python launch/export.py --run runs/ds1 --format nam --output ds1.nam
 
+Any run becomes one file, which apply.py takes as --run: ... --format bundle --output enhancer.safetensors
+
 nam (Neural Amp Modeler), rtneural, proteus (also NeuralPi and Automated-GuitarAmpModelling) and onnx. What a format
 cannot say is refused. A model with knobs is exported at one setting of them with `--knob`, or with its knobs where the
 format has some.
@@ -17,6 +19,7 @@ from pathlib import Path
 import soundfile as sf
 import torch
 
+from enhancer.bundle import Bundle, write_bundle
 from enhancer.engine.atomic import write_bytes
 from enhancer.engine.manifest import read_manifest
 from enhancer.engine.status import read_status
@@ -28,7 +31,8 @@ from hparams.errors import UserError
 from hparams.tasks import DeviceHParams
 from launch.common import checkpoint_folder, knob_values, reports_user_errors, require_plausible
 
-FORMATS = ("nam", "rtneural", "proteus", "onnx")
+BUNDLE = "bundle"
+FORMATS = ("nam", "rtneural", "proteus", "onnx", BUNDLE)
 GEAR = ("name", "modeled_by", "gear_make", "gear_model", "gear_type", "tone_type")
 LEVELS = ("input_level_dbu", "output_level_dbu")
 
@@ -39,9 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder; name the file to write")
+    if args.run.is_file():
+        raise UserError(f"--run {args.run} is a file; give the run folder that it was exported from")
     run = load_run(args.run, "cpu", checkpoint_folder(args.run, args.checkpoint))
     for note in (*run.notes, *_unfinished(args.run)):
         print(f"note: {note}", file=sys.stderr)
+    if args.format == BUNDLE:
+        return _export_bundle(run, args)
     device, description = described(run, args)
     exported = importlib.import_module(f"enhancer.export.{args.format}").export(device, description)
     for note in exported.notes:
@@ -50,6 +58,19 @@ def main(argv: list[str] | None = None) -> int:
     write_bytes(args.output, exported.data)
     esr = "" if description.esr is None else f", validation ESR {description.esr:.4f}"
     print(f"{args.output}: {run.checkpoint.name} of {args.run} at {run.hp.wav_rate} Hz{esr}")
+    return 0
+
+
+def _export_bundle(run: TrainedRun, args: argparse.Namespace) -> int:
+    """Write all that using the run needs into one file; knobs stay as they are."""
+    if args.knob:
+        raise UserError("--knob is for formats of devices; a bundle keeps the model's knobs")
+    bundle = Bundle(run.hp, {}, dict(run.constants), run.step, run.checkpoint.name)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(args.output, args.run, run.module, bundle)
+    size = args.output.stat().st_size
+    held = ", ".join(["its hyper-parameters", *run.constants])
+    print(f"{args.output}: {run.checkpoint.name} of {args.run} with {held}, {size / 1e6:.1f} MB")
     return 0
 
 

@@ -47,9 +47,11 @@ ALLOWED = {
         "hparams",
     },
     # Of the engine the files of a checkpoint alone.
+    "enhancer.bundle": {"enhancer.engine", "enhancer.frozen", "hparams"},
     "enhancer.frozen": {"enhancer.engine", "enhancer.tasks", "hparams"},
     "enhancer.inference": {
         "enhancer.engine",
+        "enhancer.bundle",
         "enhancer.frozen",
         "enhancer.tasks",
         "enhancer.models",

@@ -30,8 +30,10 @@ def write_file(path: Path, content: Any) -> None:
         write_state(path, content)
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write `weights` to `path` as safetensors on the CPU; floating point values as float32.
+def write_weights(
+    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `weights` to `path` as safetensors on the CPU, with `metadata`; floating point values as float32.
 
     Raises OSError where the file cannot be written.
     """
@@ -44,7 +46,12 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
         # safetensors refuses tensors that lie in one storage; a snapshot's do not, and are not copied again.
         tensors[name] = value.clone() if storage in storages else value
         storages.add(storage)
-    _write(path, tensors)
+    _write(path, tensors, dict(metadata or {}) or None)
+
+
+def read_described(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name of the safetensors file `path`, and its metadata. Raises UserError as `read_weights_file`."""
+    return _read(path)
 
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 from enhancer.frozen import read_frozen
@@ -16,6 +18,7 @@ from hparams.errors import UserError
 from hparams.restore import RestoreHParams
 from hparams.schema import HParams
 from launch.apply import main as apply
+from launch.export import main as export
 from launch.frozen_runs import frozen_constants
 from tests.finished_runs import TINY_DENOISER, TINY_STAGE1, write_run
 
@@ -124,6 +127,39 @@ def trained(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     write_run(run, task)
     frozen_constants(replace(HParams(), task=task), run, is_writer=True)
     return run
+
+
+def test_a_bundle_is_the_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the folder, by the command; every weight and value, and the same sound to the byte."""
+    file = tmp_path / "enhancer.safetensors"
+    assert export(["--run", str(trained), "--format", "bundle", "--output", str(file)]) == 0
+    run, bundled = load_run(trained), load_run(file)
+    assert bundled.hp == run.hp and bundled.step == run.step
+    for one, two in (
+        (run.module, bundled.module),
+        *((run.constants[name], bundled.constants[name]) for name in run.constants),
+    ):
+        assert one.state_dict().keys() == two.state_dict().keys()
+        assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+    sf.write(tmp_path / "in.wav", 0.1 * np.random.default_rng(3).standard_normal(20_000), 44_100)
+    for place, name in ((trained, "a.wav"), (file, "b.wav")):
+        words = ["--run", str(place), "--input", str(tmp_path / "in.wav"), "--output", str(tmp_path / name)]
+        assert apply([*words, "--nfe", "1", "--device", "cpu"]) == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+def test_a_file_that_is_no_whole_bundle_is_refused(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "enhancer.safetensors"
+    assert export(["--run", str(trained), "--format", "bundle", "--output", str(file)]) == 0
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="its weights are not those that were written"):
+        load_run(file)
+    file.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        load_run(file)
+    with pytest.raises(UserError, match="is no bundle: its format is not said"):
+        load_run(trained / "frozen" / "stage1.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""A trained run as one safetensors file: the weights it is used with, and those of the modules it works with.
+
+Weights of module `velocity` are named `velocity.NAME`. The metadata has all else: `format`, the resolved
+hyper-parameters of the run (`hparams`) and of each module that it works with (`hparams.stage1`), `step` and
+`checkpoint`, and `sha256` of all weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from enhancer.engine import atomic
+from enhancer.engine.weights import read_described, write_weights
+from enhancer.frozen import FROZEN, built, task_of
+from hparams.errors import UserError
+from hparams.load import loads
+from hparams.schema import HParams
+
+FORMAT = "wavewright bundle 1"
+HPARAMS = "hparams"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle holds: `weights` of the main module, and `modules` that the task works with, in eval mode."""
+
+    hp: HParams
+    weights: dict[str, Tensor]
+    modules: dict[str, nn.Module]
+    step: int
+    checkpoint: str
+
+
+def write_bundle(path: Path, run_dir: Path, main: nn.Module, bundle: Bundle) -> None:
+    """Write `bundle` of the run in `run_dir`, whose main module is `main`, to `path`, whole or not at all.
+
+    Raises OSError.
+    """
+    name = task_of(bundle.hp).main_module
+    weights = {f"{name}.{key}": value for key, value in main.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        HPARAMS: (run_dir / "hparams.yaml").read_text("utf-8"),
+        "step": str(bundle.step),
+        "checkpoint": bundle.checkpoint,
+    }
+    for own, module in bundle.modules.items():
+        weights |= {f"{own}.{key}": value for key, value in module.state_dict().items()}
+        metadata[f"{HPARAMS}.{own}"] = (run_dir / FROZEN / f"{own}.yaml").read_text("utf-8")
+    metadata["sha256"] = _digest(weights)
+    temporary = path.with_name(atomic.temporary_name(path.name))
+    try:
+        write_weights(temporary, weights, metadata)
+        atomic.sync_file(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """The bundle in the file `path`. Raises UserError that says what is wrong with it."""
+    weights, metadata = read_described(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no bundle: its format is {metadata.get('format', 'not said')!s:.60}, needed {FORMAT}. Give a "
+            "run folder, or what `launch/export.py --format bundle` wrote"
+        )
+    if not {HPARAMS, "step", "checkpoint"} <= metadata.keys() or not metadata["step"].isdecimal():
+        raise UserError(f"{path} lacks its hyper-parameters, step or checkpoint; export the run again")
+    if metadata.get("sha256") != _digest(weights):
+        raise UserError(f"{path} is changed: its weights are not those that were written; copy it again")
+    hp = loads(metadata[HPARAMS], str(path))
+    modules = {}
+    for key in sorted(metadata):
+        if key.startswith(f"{HPARAMS}."):
+            name = key.removeprefix(f"{HPARAMS}.")
+            task = task_of(loads(metadata[key], f"{path}, {key}"))
+            modules[name] = built(task, _of(weights, name), path, Path(f"the {key} of its metadata")).eval()
+    main = task_of(hp).main_module
+    return Bundle(hp, _of(weights, main), modules, int(metadata["step"]), metadata["checkpoint"])
+
+
+def _of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")
+    }
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        value = value.float() if value.is_floating_point() else value
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.reshape(-1).numpy().tobytes())
+    return digest.hexdigest()
