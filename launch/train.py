@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hparams.schema import HParams
 
 EXIT_USER = 2
+MOST_RANKS = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(dump(hp), end="")
         print("# DeepSpeed:", json.dumps(hp.deepspeed_config, indent=2).replace("\n", "\n# "))
         return 0
+    if options.print_memory:
+        from launch.memory_table import print_memory
+
+        run_folder = options.run_dir or Path("runs") / preset_name(options.hparams)
+        return print_memory(hp, options.backend or "deepspeed", options.world_size, run_folder)
     # Importing torch takes seconds, so a mistake in the hyper-parameters is found first.
     from data_shards.remote import RemoteFolder
     from enhancer.engine.session import Options, train
@@ -86,6 +92,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="print hyper-parameters and DeepSpeed configuration; trains nothing",
     )
     parser.add_argument(
+        "--print-memory",
+        action="store_true",
+        help="print what memory a step will take on each GPU; trains nothing and needs no GPU",
+    )
+    parser.add_argument(
+        "--world-size",
+        type=_ranks,
+        default=1,
+        metavar="N",
+        help="GPUs that --print-memory is about; default 1",
+    )
+    parser.add_argument(
         "--init-from",
         type=Path,
         metavar="RUN_OR_SAFETENSORS",
@@ -103,6 +121,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it.
     return parser.parse_args(arguments)
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_RANKS:
+        raise argparse.ArgumentTypeError(f"{text} is no number of GPUs from 1 to {MOST_RANKS}")
+    return int(text)
 
 
 def load_for_corpus(preset: str, overrides: Sequence[Override]) -> HParams:

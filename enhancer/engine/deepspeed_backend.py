@@ -29,6 +29,8 @@ from hparams.errors import UserError
 from hparams.schema import HParams
 
 NEVER = 1 << 60
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed sends gradients in buckets of so many numbers at most, and ZeRO sets one aside whole."""
 
 
 class DeepSpeedBackend:
@@ -66,13 +68,13 @@ class DeepSpeedBackend:
                 model=module,
                 optimizer=None if hp.optimizer == "adamw" else partial(make_optimizer, hp),
                 model_parameters=own_groups,
-                config=self._config(batch_size, num_parts, rate_shares(hp, own_groups)),
+                config=self._config(module, batch_size, num_parts, rate_shares(hp, own_groups)),
                 dist_init_required=False,
             )
             if hp.precision == "bf16":
-                _keep_buffers(module, buffers)
+                keep_buffers(module, buffers)
                 self._masters(name).set(weights)
-                module.forward = partial(_forward_in_bf16, module.forward, device.type)
+                module.forward = partial(forward_in_bf16, module.forward, device.type)
         self.modules: dict[str, nn.Module] = dict(self._engines)
         self.raw_modules = dict(modules)
 
@@ -201,7 +203,9 @@ class DeepSpeedBackend:
         for engine in self._engines.values():
             engine.set_gradient_accumulation_boundary(is_last)
 
-    def _config(self, batch_size: int, num_parts: int, shares: list[float]) -> dict[str, Any]:
+    def _config(
+        self, module: nn.Module, batch_size: int, num_parts: int, shares: list[float]
+    ) -> dict[str, Any]:
         """`hp.deepspeed_config` with what this machine and this backend ask for.
 
         `shares`: see `rate_shares`.
@@ -221,6 +225,10 @@ class DeepSpeedBackend:
                 rates[key] = [share * rates[key] for share in shares]
         if self._is_plain:
             config["gradient_clipping"] = 0.0
+        if self._hp.zero_stage in (1, 2):
+            # Else a module of a few MB gets a bucket of 2 GB.
+            trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+            config["zero_optimization"]["reduce_bucket_size"] = max(1, min(trained, BUCKET_ELEMENTS))
         return config
 
     def _masters(self, name: str) -> Masters:
@@ -269,7 +277,7 @@ def _make_contiguous(module: nn.Module) -> None:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
-def _forward_in_bf16(forward: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
+def forward_in_bf16(forward: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
     """`forward` under bf16 autocast with float32 results: DeepSpeed converts weights, but no inputs."""
     with torch.autocast(device_type, dtype=torch.bfloat16):
         output = forward(*args, **kwargs)
@@ -286,7 +294,7 @@ def _to_float32(value: Any) -> Any:
     return value
 
 
-def _keep_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+def keep_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     """Put back the float32 buffers that DeepSpeed rounded with the weights: windows and filters are no weights."""
     for key, buffer in module.named_buffers():
         buffer.data = buffers[key].to(buffer.device)

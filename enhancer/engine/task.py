@@ -120,6 +120,17 @@ class Divisible(Protocol):
     """
 
 
+@runtime_checkable
+class Foreseeable(Protocol):
+    """A task of which can be told beforehand what memory a step takes (`enhancer.engine.forecast`)."""
+
+    def trial_batch(self, rows: int) -> Batch:
+        """A batch of `rows` examples in the shapes and types of the stream's, without any data.
+
+        May bring the task, which is made for nothing else, to where its steps are largest.
+        """
+
+
 class Stream(Protocol):
     """A rank's share of the data. Everything in it is a pure function of the seed and the draw number.
 

@@ -79,6 +79,16 @@ PARAMETERS = (
     "codec_db",
     "codec_hz",
 )
+UNDAMAGED: dict[str, float | int] = {
+    "clip_db": 0.0,
+    "reverb_seconds": 0.0,
+    "reverb_db": -math.inf,
+    "reverb_seed": 0,
+    "codec_db": math.inf,
+    "codec_hz": math.inf,
+    **{f"{kind}_place": 0 for kind in APPLY},
+}
+"""The columns that mixes without damage do not have, with every kind off."""
 INTEGERS = ("reverb_seed", *(f"{kind}_place" for kind in APPLY))
 
 

@@ -7,6 +7,7 @@ path has no delay, and scaled by the very gain the mixture is scaled by, so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,17 @@ FLOAT_PARAMETERS = (
     "noise_snr_db",
 )
 INTEGER_PARAMETERS = ("rir", "noise_seed", "is_pair")
+UNDISTORTED: dict[str, float | int] = {
+    "eq_hz": 1000.0,
+    "eq_gain_db": 0.0,
+    "eq_q": 1.0,
+    "lowpass_hz": math.inf,
+    "highpass_hz": 0.0,
+    "drive_db": 0.0,
+    "noise_snr_db": math.inf,
+    "noise_seed": 0,
+}
+"""The parameters of distortions with all of them off."""
 
 
 @dataclass(frozen=True)

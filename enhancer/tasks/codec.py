@@ -19,6 +19,7 @@ from enhancer.models.dac import Dac
 from enhancer.signal.mel_distance import mel_distance
 from enhancer.signal.mixing import foreground_at_level
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import trial_mix
 from hparams.codec import CodecHParams
 from hparams.schema import HParams
 
@@ -71,6 +72,10 @@ class CodecTask:
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
         return [{"params": list(module.parameters())}]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        return trial_mix(rows, self.hp.crop_samples)
 
     def to(self, device: torch.device) -> None:
         """The task has no constants of its own."""

@@ -13,6 +13,7 @@ from enhancer.losses.weighted import WeightedLoss
 from enhancer.metrics import error_to_signal
 from enhancer.models.context import ContextDevice, windows_at_once
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import noise
 from hparams.schema import HParams
 from hparams.tasks import ContextHParams
 
@@ -49,6 +50,12 @@ class ContextTask:
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
         return [{"params": list(module.parameters())}]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        dry = noise(rows, self.context_samples)
+        knobs = torch.zeros(rows, len(self.own.knobs))
+        return {"draw": torch.arange(rows), "dry": dry, "wet": dry[:, :1], "knobs": knobs}
 
     def to(self, device: torch.device) -> None:
         """The task has no constants of its own."""

@@ -18,6 +18,7 @@ from enhancer.signal.convolution import RirBank
 from enhancer.signal.mel import MelSpectrogram
 from enhancer.signal.mixing import Mix, mix
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import trial_mix
 from hparams.schema import HParams
 from hparams.tasks import DenoiseHParams
 
@@ -80,6 +81,10 @@ class DenoiseTask:
         """Move the impulse responses to `device`."""
         if self.bank is not None:
             self.bank = self.bank.to(device)
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        return trial_mix(rows, self.hp.crop_samples)
 
     def mix(self, batch: Mapping[str, Tensor]) -> Mix:
         """Mixture and target, each [B, T], of the drawn crops and parameters in `batch`."""

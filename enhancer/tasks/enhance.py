@@ -24,6 +24,7 @@ from enhancer.signal.mel_distance import mel_distance
 from enhancer.signal.mel_inverse import griffin_lim
 from enhancer.signal.mixing import foreground_at_level
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import trial_mix
 from hparams.enhance import EnhanceHParams
 from hparams.schema import HParams
 
@@ -90,6 +91,12 @@ class EnhanceTask:
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
         return [{"params": list(module.parameters())}]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        # From the step on at which the discriminators take part, where there is one.
+        self._num_steps.fill_(min(self.own.gan_start_step, self.hp.max_steps - 1))
+        return trial_mix(rows, self.hp.crop_samples)
 
     def to(self, device: torch.device) -> None:
         """The task has no constants of its own."""

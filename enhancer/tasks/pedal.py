@@ -15,6 +15,7 @@ from enhancer.metrics import device_metrics
 from enhancer.models.recurrent import RecurrentDevice, detach_state
 from enhancer.models.wavenet import WaveNetDevice
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import noise
 from hparams.schema import HParams
 from hparams.stft import scaled_resolutions
 from hparams.tasks import PedalHParams
@@ -90,6 +91,12 @@ class PedalTask:
             for is_recurrent, parameters in groups.items()
             if parameters
         ]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        dry = noise(rows, self.hp.crop_samples)
+        knobs = torch.zeros(rows, len(self.own.knobs))
+        return {"draw": torch.arange(rows), "dry": dry, "wet": dry.flip(-1), "knobs": knobs}
 
     def to(self, device: torch.device) -> None:
         """The task has no constants of its own."""

@@ -22,11 +22,13 @@ from enhancer.repair_metrics import DISTANCES, RepairDistance
 from enhancer.signal.levels import gain_for_level
 from enhancer.signal.mel import MelSpectrogram
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import pcm
 from hparams.pitch import PitchHParams
 from hparams.schema import HParams
 from hparams.shifting import ENGINES
 
 NUM_SHOWN = 4
+TRIAL = {"semitones": 3.0, "cutoff_hz": 20_000.0, "engine": 0, "level_db": -20.0}
 CODEC, CDPAM = "codec.", "cdpam."
 PEAK = 0.99
 MAX_GAIN_DB = 40.0
@@ -100,6 +102,12 @@ class PitchTask:
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
         return [{"params": list(module.parameters())}]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        heard = pcm(rows, self.hp.crop_samples)
+        columns = {name: torch.full((rows,), value) for name, value in TRIAL.items()}
+        return {"draw": torch.arange(rows), "input": heard, "target": heard.flip(-1), **columns}
 
     def to(self, device: torch.device) -> None:
         """Move the networks that the losses listen with to `device`."""

@@ -22,6 +22,7 @@ from enhancer.signal.damage import APPLY, damage_shares, damaged_mix, labels
 from enhancer.signal.mixing import Mix
 from enhancer.signal.seeded import beta_of, generator_of
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import trial_mix
 from hparams.restore import RestoreHParams
 from hparams.schema import HParams
 
@@ -76,6 +77,10 @@ class RestoreTask:
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
         return [{"params": list(module.parameters())}]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        return trial_mix(rows, self.hp.crop_samples)
 
     def to(self, device: torch.device) -> None:
         """Move the frozen modules and the impulse responses to `device`."""

@@ -18,11 +18,14 @@ from enhancer.models.string_filter import OCTAVES_HZ
 from enhancer.models.string_outlook import Outlook
 from enhancer.string_metrics import ALSO_OF_LINEAR, beside_linear, string_metrics
 from enhancer.tasks.figures import show_charts, show_sounds
+from enhancer.tasks.trial import noise
 from hparams.schema import HParams
 from hparams.tasks import StringHParams
 
 CONTROLS = ("f0_hz", "velocity", "position", "t60", "decay_db", "t60_range_db", "time")
 """Columns of a batch that the model takes beside the history."""
+BANDS = {"t60": 1.0, "t60_range_db": 60.0}
+"""Of a trial, in each octave."""
 OUTLOOK_CONSTANTS = ("outlook_level_db", "outlook_f0_hz", "outlook_stop_db")
 """Of a stream: what `Outlook.learn` takes."""
 
@@ -85,6 +88,16 @@ class StringTask:
     def param_groups(self, name: str, module: nn.Module) -> list[dict[str, Any]]:
         """One group: all parameters alike."""
         return [{"params": list(module.parameters())}]
+
+    def trial_batch(self, rows: int) -> dict[str, Tensor]:
+        """See `enhancer.engine.task.Foreseeable`."""
+        # Of the longest rollout: at the end of its growth, of a note so low that it fills the window.
+        lowest = {"f0_hz": 2.2 / self.own.history_seconds, "decay_db": -10.0, "time": 0.5}
+        columns = {**lowest, "velocity": 0.5, "position": 0.2}
+        values = {name: torch.full((rows,), value) for name, value in columns.items()}
+        bands = {name: torch.full((rows, len(OCTAVES_HZ)), value) for name, value in BANDS.items()}
+        last = torch.full((rows,), self.own.rollout_draws)
+        return {"draw": last, "note": noise(rows, self.hp.crop_samples), **values, **bands}
 
     def to(self, device: torch.device) -> None:
         """The task has no constants of its own."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from safetensors.numpy import load_file
 
 from enhancer.frozen import read_frozen
 from enhancer.inference import load_run
@@ -20,6 +21,7 @@ from hparams.schema import HParams
 from launch.apply import main as apply
 from launch.export import main as export
 from launch.frozen_runs import frozen_constants
+from launch.train import main as train
 from tests.finished_runs import TINY_DENOISER, TINY_STAGE1, write_run
 
 
@@ -207,6 +209,30 @@ def test_a_way_to_solve_that_there_is_not_is_named(
     command = ["--run", str(trained), "--input", str(source), "--output", str(tmp_path / "out.wav")]
     assert apply([*command, *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_memory_is_told_with_the_frozen_modules(
+    sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their bytes are those of the float32 weights that were written, and no state of an optimiser."""
+    own = [f"task.{name}={run}" for name, run in sources.items()]
+    small = [
+        "task.num_latents=8",
+        "task.width=16",
+        "task.num_blocks=1",
+        "batch_size_per_gpu=2",
+        "training_seconds=0.2",
+    ]
+    words = ["--hparams", "enhancer_stage2_small", "--run-dir", str(tmp_path / "run"), "--set", *own, *small]
+    assert train([*words, "--print-memory", "--world-size", "2"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("frozen modules"))
+    files = [
+        run / f"checkpoints/step-0000004/{name}.safetensors"
+        for run, name in zip(sources.values(), ("generator", "denoiser"), strict=True)
+    ]
+    size = sum(value.nbytes for file in files for value in load_file(file).values())
+    assert float(line.split()[-1]) == pytest.approx(size / (1 << 20), abs=0.06)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_models_have_no_use_for_it(

@@ -97,3 +97,24 @@ def test_a_configuration_of_automated_guitaramp_modelling_is_read_for_the_corpus
     path.write_text(json.dumps({**content, "input_size": 1}))
     text = refused(capsys, "--hparams", path, "--set", f"pair_dir={corpus}")
     assert "the 1 knobs of pair_dir make 2" in text
+
+
+def test_the_memory_of_a_step_is_printed_without_any_corpus(tmp_path, capsys):
+    small = [
+        "training_seconds=0.1",
+        "task.autoencoder_width=8",
+        "task.vocoder_width=16",
+        f"fg_dir={tmp_path}",
+    ]
+    command = ["--hparams", "enhancer_stage1_small", "--print-memory", "--set", *small, "zero_stage=1"]
+    assert main([*command, "--world-size", "8"]) == 0
+    lines = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["MiB"] == ["generator", "discriminator", "all"]
+    assert {"weights", "fp32 masters", "optimiser states", "moving average", "activations"} <= lines.keys()
+    assert float(lines["optimiser states"][0]) == pytest.approx(float(lines["weights"][0]) / 4, abs=0.11)
+    assert not list(tmp_path.iterdir())
+    assert main([*command, "zero_stage=3"]) == 2
+    assert "zero_stage" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--world-size", "0"])
+    assert "1 to" in capsys.readouterr().err
