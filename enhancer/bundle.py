@@ -15,8 +15,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from enhancer.engine import atomic
+from enhancer.engine.manifest import FROZEN
 from enhancer.engine.weights import read_described, write_weights
-from enhancer.frozen import FROZEN, built, task_of
+from enhancer.frozen import built, task_of
 from hparams.errors import UserError
 from hparams.load import loads
 from hparams.schema import HParams

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from enhancer.engine import atomic
-from enhancer.engine.manifest import DamagedCheckpoint, read_manifest, verify, write_manifest
+from enhancer.engine.manifest import FROZEN, DamagedCheckpoint, read_manifest, verify, write_manifest
 from enhancer.engine.state import State
 from enhancer.engine.weights import read_weights_file, write_weights
 from enhancer.tasks import TASKS
@@ -28,7 +28,6 @@ from hparams.load import dump, load_resolved
 from hparams.restore import RestoreHParams
 from hparams.schema import HParams
 
-FROZEN = "frozen"
 SOURCES = "sources"
 
 

@@ -3,6 +3,7 @@
 URL/hparams.yaml, metrics.jsonl
 URL/checkpoints/step-0000500/   the files of a checkpoint; manifest.json is sent last
 URL/checkpoints/LATEST, BEST
+URL/frozen/                     the trained modules that a run works with, where it has some; their manifest.json last
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 from enhancer.engine import atomic
 from enhancer.engine.background import Background
 from enhancer.engine.manifest import (
+    FROZEN,
     MANIFEST,
     DamagedCheckpoint,
     committed,
@@ -135,26 +137,32 @@ class Copies:
         """Send the checkpoint `name`, its manifest last, unless it is there."""
         if name in self._sent:
             return
-        place = f"{CHECKPOINTS}/{name}"
         for file in (HPARAMS, METRICS):
             if (self._run / file).exists():
                 self._remote.send(self._run / file, file)
-        try:
-            manifest = read_manifest(self._folder / name)
-        except DamagedCheckpoint as error:
-            raise CopyError(f"{name} cannot be copied to {self._remote.url}: {error}") from error
-        if not self._is_there(name):
-            for file in manifest.files:
-                self._remote.send(self._folder / name / file, f"{place}/{file}")
-            self._require_sizes(place, {file: size for file, (size, _) in manifest.files.items()})
-            self._remote.send(self._folder / name / MANIFEST, f"{place}/{MANIFEST}")
+        if FROZEN not in self._sent and (self._run / FROZEN).is_dir():
+            self._send_folder(self._run / FROZEN, FROZEN)
+            self._sent.add(FROZEN)
+        self._send_folder(self._folder / name, f"{CHECKPOINTS}/{name}")
         self._sent.add(name)
 
-    def _is_there(self, name: str) -> bool:
-        place = f"{CHECKPOINTS}/{name}"
+    def _send_folder(self, folder: Path, place: str) -> None:
+        """Send the files that the manifest of `folder` lists, itself last, unless they are there."""
+        try:
+            manifest = read_manifest(folder)
+        except DamagedCheckpoint as error:
+            raise CopyError(f"{folder.name} cannot be copied to {self._remote.url}: {error}") from error
+        if self._is_there(folder, place):
+            return
+        for file in manifest.files:
+            self._remote.send(folder / file, f"{place}/{file}")
+        self._require_sizes(place, {file: size for file, (size, _) in manifest.files.items()})
+        self._remote.send(folder / MANIFEST, f"{place}/{MANIFEST}")
+
+    def _is_there(self, folder: Path, place: str) -> bool:
         if MANIFEST not in self._remote.names(place):
             return False
-        own = (self._folder / name / MANIFEST).read_bytes()
+        own = (folder / MANIFEST).read_bytes()
         if self._remote.read([f"{place}/{MANIFEST}"]) == [own]:
             return True
         self._remote.remove(
@@ -200,6 +208,12 @@ def fetch_run(remote: RemoteFolder, folder: Path, say: Callable[[str], None]) ->
     for file in (HPARAMS, METRICS):
         if file in present and not (folder / file).exists():
             atomic.write_bytes(folder / file, remote.read([file])[0])
+    has_frozen = MANIFEST in remote.names(FROZEN) and not (folder / FROZEN).exists()
+    if has_frozen and not _fetch_first(remote, folder, [FROZEN], say, ""):
+        raise CopyError(
+            f"{remote.url}/{FROZEN}, which the run works with, is not whole; bring a whole copy there, or remove "
+            "it, so that it is made again from the runs that it was taken from"
+        )
     newest = _fetch_first(remote, checkpoints, [name for _, name in sorted(found, reverse=True)], say)
     if newest is None:
         raise CopyError(
@@ -215,15 +229,15 @@ def fetch_run(remote: RemoteFolder, folder: Path, say: Callable[[str], None]) ->
 
 
 def _fetch_first(
-    remote: RemoteFolder, checkpoints: Path, names: list[str], say: Callable[[str], None]
+    remote: RemoteFolder, folder: Path, names: list[str], say: Callable[[str], None], below: str = CHECKPOINTS
 ) -> str | None:
-    """Name of the first of `names` that is whole, now in `checkpoints`; None when none is."""
+    """Name of the first of `names`, folders `below` the URL, that is whole, now in `folder`; None when none is."""
     for name in names:
-        temporary = checkpoints / atomic.temporary_name(name)
+        temporary = folder / atomic.temporary_name(name)
         try:
             temporary.mkdir()
-            _fetch(remote, name, temporary)
-            atomic.publish_folder(temporary, checkpoints / name)
+            _fetch(remote, f"{below}/{name}" if below else name, temporary)
+            atomic.publish_folder(temporary, folder / name)
         except DamagedCheckpoint as error:
             say(f"the copy of {name} at {remote.url} is refused: {error}")
         else:
@@ -234,15 +248,18 @@ def _fetch_first(
     return None
 
 
-def _fetch(remote: RemoteFolder, name: str, folder: Path) -> None:
-    """The files of the copy `name` into `folder`, on the disk. Raises DamagedCheckpoint where they are not whole."""
-    place = f"{CHECKPOINTS}/{name}"
+def _fetch(remote: RemoteFolder, place: str, folder: Path) -> None:
+    """The files of the copy at `place` into `folder`, on the disk.
+
+    Raises DamagedCheckpoint where they are not whole.
+    """
+    name = Path(place).name
     present = remote.names(place)
     if MANIFEST not in present:
         raise DamagedCheckpoint(f"it has no {MANIFEST}, so it was not sent to the end")
     remote.fetch(f"{place}/{MANIFEST}", folder / MANIFEST)
     manifest = read_manifest(folder)
-    if manifest.state.step != step_of(Path(name)):
+    if manifest.state.step != (step_of(Path(name)) or 0):
         raise DamagedCheckpoint(f"its {MANIFEST} is of step {manifest.state.step}")
     free = shutil.disk_usage(folder).free
     if free < manifest.total_bytes:

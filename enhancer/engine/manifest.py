@@ -22,6 +22,8 @@ from enhancer.engine.state import State
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FROZEN = "frozen"
+"""A folder of trained modules that a run works with, which has a manifest as checkpoints have: `enhancer.frozen`."""
 MAX_MANIFEST_BYTES = 1 << 26
 _FOLDER = re.compile(r"step-([0-9]{7,12})")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")

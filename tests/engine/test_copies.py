@@ -22,9 +22,10 @@ from toy import ToyStream, ToyTask, toy_hparams
 from data_shards.remote import RemoteError, RemoteFolder
 from enhancer.engine.checkpoint import Checkpoints
 from enhancer.engine.copies import Copies, CopyError, fetch_run
-from enhancer.engine.manifest import MANIFEST, verify
+from enhancer.engine.manifest import MANIFEST, verify, write_manifest
 from enhancer.engine.retention import Retention
 from enhancer.engine.session import Options, train
+from enhancer.engine.state import State
 from hparams.errors import UserError
 
 SECONDS = 60.0
@@ -258,3 +259,31 @@ def test_a_url_that_does_not_come_further_holds_the_end_of_a_run_for_as_long_as_
     assert session(run, remote_at(url), named, "copy_timeout_seconds=60") == 0
     assert status(run)["reason"] == ""
     assert remote.names("checkpoints")[-1] == "step-0000010"
+
+
+def test_what_a_run_works_with_is_copied_once_and_comes_back(url, tmp_path):
+    run, remote = tmp_path / "run", remote_at(url)
+    frozen = run / "frozen"
+    frozen.mkdir(parents=True)
+    (frozen / "stage1.safetensors").write_bytes(b"weights")
+    write_manifest(frozen, State(), {})
+    copied(remote, run, 5, 10)
+    assert [name for name in remote.sent if name.startswith("frozen")] == [
+        "frozen/stage1.safetensors",
+        f"frozen/{MANIFEST}",
+    ]
+    said = fetched(remote, tmp_path / "other")
+    assert any("frozen fetched" in text for text in said)
+    assert (tmp_path / "other/frozen/stage1.safetensors").read_bytes() == b"weights"
+    verify(tmp_path / "other/frozen")
+
+
+def test_a_damaged_copy_of_what_a_run_works_with_is_refused(tmp_path):
+    run, remote = tmp_path / "run", remote_at(f"file://{tmp_path}/remote")
+    (run / "frozen").mkdir(parents=True)
+    (run / "frozen/stage1.safetensors").write_bytes(b"weights")
+    write_manifest(run / "frozen", State(), {})
+    copied(remote, run, 5)
+    (tmp_path / "remote/frozen/stage1.safetensors").write_bytes(b"another")
+    with pytest.raises(CopyError, match="frozen, which the run works with, is not whole"):
+        fetched(remote, tmp_path / "other")
