@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import sys
 import time
@@ -224,6 +225,62 @@ def test_an_evaluation_cut_short_is_done_after_the_resume(session, tmp_path):
     assert (status(run)["step"], records(run, "evaluation")) == (5, [])
     assert session() == 0
     assert [record["step"] for record in records(run, "evaluation")] == [5, 10]
+
+
+def state_of(run: Path, step: int) -> dict[str, object]:
+    return json.loads((run / "checkpoints" / f"step-{step:07d}" / "manifest.json").read_text())["state"]
+
+
+class Judged(ToyTask):
+    """Finds the next of `errors` at each evaluation."""
+
+    def __init__(self, *errors: float) -> None:
+        super().__init__()
+        self.errors, self.error = list(errors), 0.0
+
+    def evaluate(self, modules, batch):
+        if 0 in batch["item"]:
+            self.error = self.errors.pop(0)
+        return [{"error": self.error} for _ in batch["item"]]
+
+
+@pytest.mark.parametrize("last", [0.5, 2.0])
+@pytest.mark.parametrize("more", ["early_stop_patience=0", "lr_plateau_patience=1"])
+def test_the_last_evaluation_is_done_once_more_where_it_was_cut_short_and_never_again(
+    session, tmp_path, last, more
+):
+    """The run is then what it is without the stop, also where it goes on from there: BEST stays with the better step."""
+    values, run = ("max_steps=8", more), tmp_path / "run"
+    assert session(*values, folder="whole", task=Judged(1.0, last)) == 0
+    assert session(*values, task=Judged(1.0, last), fault="late:5:0") == 75
+    assert (state_of(run, 8)["evaluated"], status(run)["state"]) == (5, "preempted")
+    assert session(*values, task=Judged(last)) == 0
+    assert state_of(run, 8) == state_of(tmp_path / "whole", 8)
+    assert state_of(run, 8)["best_step"] == (8 if last < 1 else 5)
+    assert session(*values, task=Judged()) == 0  # An evaluation would fail.
+    assert [record["step"] for record in records(run, "evaluation")] == [5, 8]
+    for folder in ("run", "whole"):
+        assert session("max_steps=12", more, folder=folder, task=Judged(1.5, 1.5)) == 0
+        best = (tmp_path / folder / "checkpoints" / "BEST").read_text()
+        assert best == ("step-0000008\n" if last < 1 else "step-0000005\n")
+    assert state_of(run, 12) == state_of(tmp_path / "whole", 12)
+    for kind in ("step", "evaluation"):
+        assert records(run, kind) == records(tmp_path / "whole", kind)
+
+
+def test_an_evaluation_that_was_done_again_in_mid_run_is_not_lost_by_a_crash_after_it(session, tmp_path):
+    """Cut short at the step of a checkpoint, done by the next start, which dies before it saves again."""
+    assert session(folder="whole", task=Judged(1.0, 2.0)) == 0
+    assert session(task=Judged(1.0), fault="late:0:0") == 75
+    run = tmp_path / "run"
+    assert state_of(run, 5)["evaluated"] == 0
+    with pytest.raises(KeyError):
+        session(task=Judged(1.0), fault="crash:7:0")
+    assert state_of(run, 5) == state_of(tmp_path / "whole", 5)
+    assert session(task=Judged(2.0)) == 0
+    assert state_of(run, 10) == state_of(tmp_path / "whole", 10)
+    assert (run / "checkpoints" / "BEST").read_text() == "step-0000005\n"
+    assert records(run, "evaluation") == records(tmp_path / "whole", "evaluation")
 
 
 def test_several_updates_a_batch_are_several_steps(session, tmp_path):

@@ -142,7 +142,8 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 class ToyStream:
     """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
     damage, term, kill, stop (that signal to itself), crash (an error that nobody expects), stall (no batch ever),
-    hold (the same, with the interpreter held) or full (no file of this rank may grow any more)."""
+    hold (the same, with the interpreter held), full (no file of this rank may grow any more) or late (SIGTERM to itself
+    in the first evaluation after that step)."""
 
     rank: int = 0
     world_size: int = 1
@@ -150,6 +151,8 @@ class ToyStream:
     fault: str = ""
     step_seconds: float = 0.0
     fingerprint: str = "toy"
+    steps: int = 0
+    """Batches given, those of starts before included."""
 
     def from_draw(self, draw: int) -> Iterator[Batch]:
         kind, at, rank = self.fault.split(":") if self.fault else ("", "-1", "-1")
@@ -166,12 +169,16 @@ class ToyStream:
             time.sleep(self.step_seconds)
             if self.rank == int(rank):
                 _break(kind, step, int(at), batch)
-            yield batch
             step += 1
+            self.steps = step
+            yield batch
 
     def validation(self) -> Iterator[Batch]:
         share = self.world_size * self.batch_size
+        kind, at, rank = self.fault.split(":") if self.fault else ("", "-1", "-1")
         for first in range(0, NUM_ITEMS, share):
+            if kind == "late" and self.rank == int(rank) and self.steps > int(at):
+                os.kill(os.getpid(), signal.SIGTERM)
             items = [first + self.rank * self.batch_size + row for row in range(self.batch_size)]
             pairs = [example(item, seed=2) for item in items]
             yield {
