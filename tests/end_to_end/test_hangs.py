@@ -120,6 +120,15 @@ def test_a_rank_whose_interpreter_is_held_for_ever_tells_where(tmp_path):
     assert "toy.py" in stacks(run, 1) and "_break" in stacks(run, 1)
 
 
+def test_a_rank_that_dies_when_it_is_asked_for_its_stacks_changes_nothing_of_the_end(tmp_path):
+    run = tmp_path / "run"
+    ended = run_ranks("accelerate", 2, run, *SOON, "--fault", "mute:5:1")
+    assert [each.code for each in ended] == [71, -signal.SIGQUIT], [each.text for each in ended]
+    reason = failed(run, 71)
+    assert "rank 1" in reason and "no sign of life" in reason
+    assert "most recent call first" in stacks(run, 0)
+
+
 def test_a_crash_of_one_rank_is_the_reason_on_the_other(tmp_path):
     run = tmp_path / "run"
     ended = run_ranks("accelerate", 2, run, *SOON, "--fault", "crash:5:1")

@@ -249,7 +249,7 @@ class Judged(ToyTask):
 def test_the_last_evaluation_is_done_once_more_where_it_was_cut_short_and_never_again(
     session, tmp_path, last, more
 ):
-    """The run is then what it is without the stop, also where it goes on from there: BEST stays with the better step."""
+    """The run is then what it is without the stop, also where it goes on: BEST stays with the better step."""
     values, run = ("max_steps=8", more), tmp_path / "run"
     assert session(*values, folder="whole", task=Judged(1.0, last)) == 0
     assert session(*values, task=Judged(1.0, last), fault="late:5:0") == 75

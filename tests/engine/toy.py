@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -142,8 +143,8 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 class ToyStream:
     """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
     damage, term, kill, stop (that signal to itself), crash (an error that nobody expects), stall (no batch ever),
-    hold (the same, with the interpreter held), full (no file of this rank may grow any more) or late (SIGTERM to itself
-    in the first evaluation after that step)."""
+    hold (the same, with the interpreter held), mute (the same, and a request for its stacks kills it), full (no file
+    of this rank may grow any more) or late (SIGTERM to itself in the first evaluation after that step)."""
 
     rank: int = 0
     world_size: int = 1
@@ -201,7 +202,9 @@ def _break(kind: str, step: int, at: int, batch: Batch) -> None:
         raise KeyError("a mistake in the code")
     elif kind == "stall":
         time.sleep(1000)
-    elif kind == "hold":
+    elif kind in ("hold", "mute"):
+        if kind == "mute":
+            faulthandler.unregister(signal.SIGQUIT)
         ctypes.PyDLL(None).sleep(1000)
     elif kind in SIGNALS:
         os.kill(os.getpid(), SIGNALS[kind])
