@@ -70,8 +70,8 @@ class Watch:
         self._rank = distributed.rank()
         self._folder = run.folder / HEARTBEATS
         self._stacks_folder = run.folder / STACKS / launch
-        self._stacks = StackFile(self._stacks_folder, self._rank)
         self._file = BeatFile(self._folder, self._rank)
+        self._stacks = StackFile(self._stacks_folder, self._rank)
         created, self._hang_seconds = psutil.Process().create_time(), hp.hang_timeout_seconds
         self._beat = Beat(launch, self._rank, this_host(), os.getpid(), created, self._hang_seconds)
         stall_seconds = hp.stall_timeout_seconds if self._rank == 0 else None
@@ -90,7 +90,8 @@ class Watch:
     def stop(self, end: str) -> None:
         """Watch no more; `end` is what the others see: `ended` or what this rank failed with."""
         self._done.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # It may not have been started.
+            self._thread.join()
         self._show(end)
         self._file.close()
         self._stacks.close()
@@ -238,7 +239,7 @@ def watching(run: Run, pulse: Pulse, hp: HParams, stop: Stop) -> Iterator[Watch]
     An error that is not the user's to mend gives the other ranks time to say that one of them was its cause.
     """
     launch = distributed.on_main(lambda: _fresh_folder(run.folder / HEARTBEATS))
-    watch = distributed.together(lambda: Watch(run, pulse, hp, stop, launch))
+    watch = _opened(run, pulse, hp, stop, launch)
     watch.start()
     end = ENDED
     try:
@@ -255,6 +256,28 @@ def watching(run: Run, pulse: Pulse, hp: HParams, stop: Stop) -> Iterator[Watch]
         raise
     finally:
         watch.stop(end)
+
+
+def _opened(run: Run, pulse: Pulse, hp: HParams, stop: Stop, launch: str) -> Watch:
+    """The `Watch` of this rank. Raises UserError on every rank where one cannot have its own."""
+    opened = []
+
+    def open_watch() -> None:
+        try:
+            opened.append(Watch(run, pulse, hp, stop, launch))
+        except OSError as error:
+            raise UserError(
+                f"rank {distributed.rank()} cannot write {error.filename} ({error.strerror}), by which the ranks watch "
+                "each other; make room or mend the folder of the run, then run again"
+            ) from error
+
+    try:
+        distributed.together(open_watch)
+    except UserError:
+        for watch in opened:
+            watch.stop(ENDED)
+        raise
+    return opened[0]
 
 
 def _fresh_folder(folder: Path) -> str:

@@ -157,6 +157,17 @@ def test_a_rank_that_is_cut_off_in_the_last_save_ends_the_run_within_the_limit(t
     assert "longer than comm_timeout_seconds=5" in failed(run, 1)
 
 
+@pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
+def test_a_rank_that_cannot_show_signs_of_life_ends_the_start_on_both_in_words(tmp_path, backend):
+    run = tmp_path / "run"
+    ended = [wait(each) for each in start_ranks(backend, 2, run, "no watch of one", *HALF, program=HELD)]
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    text = f"error: rank 1 cannot write {run}/heartbeats/rank00001.json (Permission denied), by which the ranks watch"
+    assert [each.text.count(text) for each in ended] == [1, 0]
+    assert "Traceback" not in ended[0].text + ended[1].text
+    assert not (run / "checkpoints").exists() and not (run / "stacks").exists() and not alive(run)
+
+
 def test_a_run_that_goes_well_leaves_no_trace_of_the_watch(tmp_path):
     run = tmp_path / "run"
     for ended in run_ranks("accelerate", 2, run, "--set", "batch_size_per_gpu=4"):

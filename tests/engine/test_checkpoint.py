@@ -300,12 +300,17 @@ def full_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
+def quota_used_up() -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+@pytest.mark.parametrize(
+    ("refuse", "words"), [(full_disk, "No space left"), (quota_used_up, "Disk quota exceeded")]
+)
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path, refuse, words):
     checkpoints = saved(tmp_path, 1)
-    with pytest.raises(
-        SaveError, match=r"step-0000002.*No space left.*step-0000001, is untouched.*Make room"
-    ):
-        checkpoints.save(state_at(2), TinyBackend(before_write=full_disk))
+    with pytest.raises(SaveError, match=rf"step-0000002.*{words}.*step-0000001, is untouched.*Make room"):
+        checkpoints.save(state_at(2), TinyBackend(before_write=refuse))
     assert names(tmp_path) == ["LATEST", "step-0000001"]
     assert checkpoints.latest_valid().state == state_at(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import column, records, status
 from toy import ToyStream, ToyTask, toy_hparams
 
+from enhancer.engine import monitor
 from enhancer.engine.clock import Clock, crossed
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.session import Options, train
@@ -338,35 +340,60 @@ def test_a_cadence_is_kept_by_batches_of_several_steps(before, now, every, expec
     assert crossed(before, now, every) is expected
 
 
-def refuse_writes(monkeypatch, text: str, after: int) -> None:
-    """Make every write of a checkpoint's file fail with `text` once `after` of them are done."""
+def refuse_writes(monkeypatch, number: int, after: int) -> None:
+    """Make every write of a checkpoint's file fail with error `number` once `after` of them are done."""
     done = []
 
     def write(path, content):
         if len(done) >= after:
-            raise OSError(errno.ENOSPC, text)
+            raise OSError(number, os.strerror(number))
         done.append(path)
         write_file(path, content)
 
     monkeypatch.setattr("enhancer.engine.checkpoint.write_file", write)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_in_the_middle_of_a_write_beside_training_ends_the_run_and_leaves_no_half(
-    session, tmp_path, capfd, monkeypatch
+    session, tmp_path, capfd, monkeypatch, number
 ):
     # A checkpoint of the toy has three files, so the second one is cut in its middle.
-    refuse_writes(monkeypatch, "No space left on device", after=4)
+    refuse_writes(monkeypatch, number, after=4)
     assert session("max_steps=100000", "eval_every=100000", "save_every=2") == 2
     run = tmp_path / "run"
     ended = status(run)
     assert (ended["state"], ended["exit_code"]) == ("failed", 2)
     for text in (ended["reason"], capfd.readouterr().err):
-        assert "step-0000004 could not be written" in text and "No space left" in text
+        assert "step-0000004 could not be written" in text and os.strerror(number) in text
         assert "step-0000002, is untouched" in text
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["LATEST", "step-0000002"]
     assert events(run, "saved") == [2]
     monkeypatch.undo()
     assert session(f"max_steps={ended['step'] + 1}", "eval_every=100000", "save_every=2") == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_records_on_a_full_disk_end_the_run_with_the_steps_saved(
+    session, tmp_path, capfd, monkeypatch, number
+):
+    append = monitor.records.append
+
+    def append_some(path, lines):
+        if '"step": 3,' in lines[-1]:
+            raise OSError(number, os.strerror(number))
+        append(path, lines)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.records, "append", append_some)
+        assert session() == 2
+    run = tmp_path / "run"
+    reason = f"{run}/metrics.jsonl cannot be written ({os.strerror(number)}); make room or mend the disk"
+    ended = status(run)
+    assert (ended["state"], ended["exit_code"]) == ("failed", 2)
+    assert reason in ended["reason"] and reason in capfd.readouterr().err
+    assert state_of(run, ended["step"])["step"] == ended["step"] >= 3
+    assert session() == session(folder="whole") == 0
+    assert column(run, "loss")[-2:] == column(tmp_path / "whole", "loss")[-2:]
 
 
 @pytest.mark.parametrize("fault", ["term:6:0", "damage:6:0"])

@@ -141,10 +141,11 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class ToyStream:
-    """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
-    damage, term, kill, stop (that signal to itself), crash (an error that nobody expects), stall (no batch ever),
-    hold (the same, with the interpreter held), mute (the same, and a request for its stacks kills it), full (no file
-    of this rank may grow any more) or late (SIGTERM to itself in the first evaluation after that step)."""
+    """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step), tail (the
+    same, in its last row), gap (its draws are passed over, on every rank), damage, term, kill, stop (that signal to
+    itself), crash (an error that nobody expects), stall (no batch ever), hold (the same, with the interpreter held),
+    mute (the same, and a request for its stacks kills it), full (no file of this rank may grow any more) or late
+    (SIGTERM to itself in the first evaluation after that step)."""
 
     rank: int = 0
     world_size: int = 1
@@ -159,6 +160,7 @@ class ToyStream:
         kind, at, rank = self.fault.split(":") if self.fault else ("", "-1", "-1")
         step = draw // (self.world_size * self.batch_size)
         while True:
+            step += kind == "gap" and step == int(at)
             first = step * self.world_size * self.batch_size + self.rank * self.batch_size
             draws = list(range(first, first + self.batch_size))
             pairs = [example(number, seed=1) for number in draws]
@@ -192,6 +194,8 @@ class ToyStream:
 def _break(kind: str, step: int, at: int, batch: Batch) -> None:
     if (kind == "nan" and step >= at) or (kind == "once" and step == at):
         batch["mixture"][0, 0] = float("nan")
+    elif kind == "tail" and step == at:
+        batch["mixture"][-1, 0] = float("nan")
     elif step != at:
         return
     elif kind == "damage":
