@@ -68,9 +68,10 @@ def inspect(beat: Beat) -> Process:
 def end_hung(beats: Sequence[Beat], folder: Path) -> None:
     """Let the processes of `beats`, all of this machine, write their stacks, and kill them.
 
-    They are woken first: a rank whose watching thread runs sees that the run has ended, and does both by itself. Those
-    that do not are asked by SIGQUIT.
+    They are woken first: a rank whose watching thread runs sees what `write_abort` has told, and does both by itself.
+    Those that do not are asked by SIGQUIT.
     """
+    beats = [beat for beat in beats if not _is_gone(beat)]
     before = {beat.rank: _size(folder, beat) for beat in beats}
 
     def have_told(asked: Sequence[Beat]) -> bool:
