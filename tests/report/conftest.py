@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from enhancer.tasks import TASKS
-from tests.report.run_folders import HOSTILE, corpora_of, device_corpus, hparams_of, make_run
+from tests.report.run_folders import HOSTILE, Runs, device_corpus, hparams_of, make_run
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of runs by task."""
-    made = {}
-    for task in TASKS:
-        root = tmp_path_factory.mktemp(task)
-        made[task] = make_run(root / f"run-{task}", hparams_of(task, corpora_of(task, root)))
-    return made
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Folders of runs by task; tests copy what they change."""
+    base = tmp_path_factory.getbasetemp()
+    return Runs((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "report-runs")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +172,29 @@ def _judge(folder: Path, hp: HParams, monitor: Monitor, step: int, seed: int) ->
     shown = TASKS[hp.task.name](hp, stream.constants())
     with torch.no_grad():
         shown.show({task.main_module: run.module}, next(iter(stream.validation())), monitor.media(step))
+
+
+class Runs(Mapping[str, Path]):
+    """Folders of runs by task, each made when it is first asked for, once for all workers that share `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(exist_ok=True)
+
+    def __getitem__(self, task: str) -> Path:
+        run = self._root / task / f"run-{task}"
+        is_made = self._root / f"{task}.made"
+        with (self._root / f"{task}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not is_made.exists():
+                shutil.rmtree(run.parent, ignore_errors=True)
+                run.parent.mkdir()
+                make_run(run, hparams_of(task, corpora_of(task, run.parent)))
+                is_made.touch()
+        return run
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TASKS)
+
+    def __len__(self) -> int:
+        return len(TASKS)

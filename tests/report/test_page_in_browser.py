@@ -10,7 +10,7 @@ import pytest
 from enhancer.tasks import TASKS
 from launch.report import main
 from tests.report.browser import NAMES, Page, browser, find
-from tests.report.run_folders import HOSTILE
+from tests.report.run_folders import HOSTILE, Runs
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def reports(
-    runs: dict[str, Path], hostile_run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def reports(runs: Runs, hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Reports on a run of each task, on all of them together, and on the one with markup in every text."""
     folder = tmp_path_factory.mktemp("reports")
     folders = {

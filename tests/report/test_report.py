@@ -20,7 +20,7 @@ from enhancer.string_metrics import JUDGED
 from enhancer.tasks import TASKS
 from launch.report import main
 from tests.report.document import Document
-from tests.report.run_folders import HOSTILE, RATE_HZ, VALID_SECONDS, hparams_of, make_run
+from tests.report.run_folders import HOSTILE, RATE_HZ, VALID_SECONDS, Runs, hparams_of, make_run
 
 
 def report(output: Path, *words: object) -> Document:
@@ -36,7 +36,7 @@ def sounds(document: Document) -> list[tuple[np.ndarray, int]]:
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_a_run_of_every_task_has_its_report(task: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_of_every_task_has_its_report(task: str, runs: Runs, tmp_path: Path) -> None:
     document = report(tmp_path / "report.html", runs[task])
     records = [json.loads(line) for line in (runs[task] / "metrics.jsonl").read_text().splitlines()]
     *_, best = [record for record in records if record["kind"] == "evaluation"]
@@ -58,9 +58,7 @@ def test_a_run_of_every_task_has_its_report(task: str, runs: dict[str, Path], tm
     assert paths and not any("nan" in str(path) or "inf" in str(path) for path in paths)
 
 
-def test_a_string_has_its_decay_curves_and_its_failures_in_words(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_string_has_its_decay_curves_and_its_failures_in_words(runs: Runs, tmp_path: Path) -> None:
     document = report(tmp_path / "report.html", runs["string"])
     assert document.texts.count("Decay") == 3
     assert "Decay in the octave around 250 Hz" in document.texts
@@ -70,7 +68,7 @@ def test_a_string_has_its_decay_curves_and_its_failures_in_words(
 
 
 def test_a_string_is_told_beside_the_plain_filter_and_by_what_its_beginning_foretells(
-    runs: dict[str, Path], tmp_path: Path
+    runs: Runs, tmp_path: Path
 ) -> None:
     document = report(tmp_path / "report.html", runs["string"])
     records = [json.loads(line) for line in (runs["string"] / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +85,7 @@ def test_a_string_is_told_beside_the_plain_filter_and_by_what_its_beginning_fore
         assert document.texts[at + 1 : at + 3] == told
 
 
-def test_one_evaluation_makes_no_curves(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_one_evaluation_makes_no_curves(runs: Runs, tmp_path: Path) -> None:
     once = shutil.copytree(runs["string"], tmp_path / "once")
     lines = (once / "metrics.jsonl").read_text().splitlines()
     first = next(line for line in lines if json.loads(line)["kind"] == "evaluation")
@@ -98,7 +96,7 @@ def test_one_evaluation_makes_no_curves(runs: dict[str, Path], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_it_needs_nothing_beside_itself(task: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_it_needs_nothing_beside_itself(task: str, runs: Runs, tmp_path: Path) -> None:
     document = report(tmp_path / "report.html", runs[task])
     for tag, attributes in document.elements:
         assert tag not in ("link", "iframe", "object", "embed", "base"), tag
@@ -109,7 +107,7 @@ def test_it_needs_nothing_beside_itself(task: str, runs: dict[str, Path], tmp_pa
 
 
 def test_what_is_played_is_what_the_checkpoint_makes_of_the_end_of_the_recording(
-    runs: dict[str, Path], tmp_path: Path
+    runs: Runs, tmp_path: Path
 ) -> None:
     """Dry and target are cut out of the files that the corpus was made of; five seconds of six."""
     document = report(tmp_path / "report.html", runs["pedal"])
@@ -138,7 +136,7 @@ def _place(whole: np.ndarray, piece: np.ndarray) -> tuple[int, float]:
     return start, float(np.abs(whole[start : start + len(piece)] - piece).max())
 
 
-def test_the_excess_above_10_khz_is_the_ratio_of_energies(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_excess_above_10_khz_is_the_ratio_of_energies(runs: Runs, tmp_path: Path) -> None:
     """Of the denoised items, which are played whole: from the sounds in the file, by numpy."""
     document = report(tmp_path / "report.html", runs["denoise"])
     played = sounds(document)
@@ -152,7 +150,7 @@ def test_the_excess_above_10_khz_is_the_ratio_of_energies(runs: dict[str, Path],
         assert value == pytest.approx(10 * np.log10(energies[0] / energies[1]), abs=0.05)
 
 
-def test_runs_are_compared_on_the_same_items(tmp_path: Path, runs: dict[str, Path]) -> None:
+def test_runs_are_compared_on_the_same_items(tmp_path: Path, runs: Runs) -> None:
     hp = hparams_of("pedal", {"pair_dir": runs["pedal"].parent / "pair"}, hidden_size=3, max_lr=0.5)
     other = make_run(tmp_path / "run-other", hp, seed=9)
     document = report(tmp_path / "report.html", runs["pedal"], other)
@@ -164,13 +162,13 @@ def test_runs_are_compared_on_the_same_items(tmp_path: Path, runs: dict[str, Pat
     assert "gradient_clipping" not in differing
 
 
-def test_runs_of_different_tasks_share_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_runs_of_different_tasks_share_a_report(runs: Runs, tmp_path: Path) -> None:
     document = report(tmp_path / "report.html", *runs.values())
     assert {f"run-{task}" for task in TASKS} <= set(document.texts)
 
 
 def test_out_of_reach_corpora_leave_the_kept_sounds_and_a_note(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs["pedal"], run)
@@ -193,7 +191,7 @@ def test_out_of_reach_corpora_leave_the_kept_sounds_and_a_note(
     assert "there is nothing to hear of it" in silent.text and not sounds(silent)
 
 
-def test_a_damaged_checkpoint_and_a_damaged_sound_are_named(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_and_a_damaged_sound_are_named(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs["denoise"], run)
     for weights in run.rglob("*.safetensors"):
@@ -223,7 +221,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def test_what_is_no_run_is_refused_in_words(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "there is no run folder" in refusal(capsys, tmp_path / "nowhere")
     assert "holds no hparams.yaml, so it is not a run folder" in refusal(capsys, tmp_path)
@@ -238,7 +236,7 @@ def test_what_is_no_run_is_refused_in_words(
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs["denoise"]
     assert "is a folder; name the file to write" in refusal(capsys, run, "--output", tmp_path)
@@ -252,7 +250,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed
         assert "cannot be written" in refusal(capsys, run, "--output", tmp_path / "closed" / "report.html")
 
 
-def test_a_run_has_its_report_in_its_folder_by_default(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_has_its_report_in_its_folder_by_default(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs["denoise"], run)
     assert main([str(run), "--samples-only", "--examples", "1"]) == 0
@@ -262,6 +260,6 @@ def test_a_run_has_its_report_in_its_folder_by_default(runs: dict[str, Path], tm
     assert not sounds(Document(run / "report.html"))
 
 
-def test_mix_corpora_are_named_by_what_they_are(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_mix_corpora_are_named_by_what_they_are(runs: Runs, tmp_path: Path) -> None:
     document = report(tmp_path / "report.html", runs["denoise"])
     assert "fg voice-" in document.text and "bg bg-" in document.text
