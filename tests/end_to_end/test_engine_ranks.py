@@ -142,6 +142,25 @@ def test_a_sigterm_to_one_rank_makes_both_save_and_leave_with_75(tmp_path):
     assert column(run, "draws") == [8.0 * step for step in range(1, 11)]
 
 
+@pytest.mark.parametrize(("backend", "values"), [("accelerate", ()), ("deepspeed", ("zero_stage=1",))])
+def test_a_stop_in_the_last_evaluation_costs_one_more_start_and_no_more(tmp_path, backend, values):
+    """The third start has nothing to do, and the run is that of an unbroken one, manifest and all."""
+    words = (*HALF, *(word for value in ("max_steps=8", *values) for word in ("--set", value)))
+    for run, fault in ((tmp_path / "whole", ""), (tmp_path / "run", "late:5:1")):
+        ended = run_ranks(backend, 2, run, *words, "--fault", fault)
+        assert [each.code for each in ended] == [75 if fault else 0] * 2, ended
+    assert [record["step"] for record in records(run, "evaluation")] == [5]
+    texts = [run_ranks(backend, 2, run, *words)[0].text for _ in range(2)]
+    assert ["evaluating" in text for text in texts] == [True, False], texts
+    assert all("finished at step 8" in text and status(run)["state"] == "finished" for text in texts)
+    names = (f"step-{8:07d}/manifest.json", "BEST", "LATEST")
+    own, other = ([folder / "checkpoints" / name for name in names] for folder in (run, tmp_path / "whole"))
+    states = [json.loads(paths[0].read_text())["state"] for paths in (own, other)]
+    assert states[0] == states[1] and states[0]["evaluated"] == 8
+    assert [path.read_text() for path in own[1:]] == [path.read_text() for path in other[1:]]
+    assert records(run, "evaluation") == records(tmp_path / "whole", "evaluation")
+
+
 @pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
 def test_damage_found_by_one_rank_stops_both_with_its_text_said_once(tmp_path, backend):
     run = tmp_path / "run"
