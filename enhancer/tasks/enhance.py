@@ -77,6 +77,7 @@ class EnhanceTask:
             width=own.autoencoder_width,
             num_blocks=own.autoencoder_blocks,
             scale=own.autoencoder_scale,
+            recompute_blocks=own.recompute_blocks,
         )
         vocoder = SpectralVocoder(
             inputs=self.hp.num_mels + own.num_extra,
@@ -85,6 +86,7 @@ class EnhanceTask:
             scale=own.vocoder_scale,
             window_samples=own.vocoder_window,
             hop_samples=self.hp.hop_size,
+            recompute_blocks=own.recompute_blocks,
         )
         return Stage1(self._front_end(), self.hp.wav_rate, autoencoder, vocoder)
 

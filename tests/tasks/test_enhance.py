@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from enhancer.engine.forecast import forecast
 from enhancer.engine.guard import StepAborted
 from enhancer.signal.mixing import foreground_at_level
 from enhancer.tasks import TASKS
@@ -274,3 +275,43 @@ def test_a_start_beyond_the_end_is_warned_of_once(hp: HParams) -> None:
 def test_impossible_values_are_refused_in_words(hp: HParams, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(hp, task=replace(hp.task, **changes))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_that_are_computed_again_give_the_same_gradients_and_keep_less(
+    hp: HParams, batch, precision
+) -> None:
+    sizes = {"autoencoder_width": 64, "autoencoder_blocks": 4, "vocoder_width": 64, "vocoder_blocks": 4}
+    found = {}
+    for again in (False, True):
+        own = replace(
+            hp,
+            precision=precision,
+            batch_size_per_gpu=2,
+            task=replace(hp.task, **sizes, recompute_blocks=again),
+        )
+        _, modules = fresh(own)
+        told = forecast(own, fresh(own)[0], "accelerate", 1).activations["generator"]
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        wave = foreground_at_level(batch)
+        with torch.no_grad():  # Away from the start, where blocks do nothing.
+            for weight in modules["generator"].parameters():
+                weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            loss = modules["generator"](wave).square().mean()
+        loss.backward()
+        gradients = [weight.grad for weight in modules["generator"].parameters()]
+        found[again] = (loss, gradients, sum(kept), told)
+    assert torch.equal(found[True][0], found[False][0])
+    for one, other in zip(found[True][1], found[False][1], strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert found[True][2] < 0.8 * found[False][2]
+    assert found[True][3] < 0.95 * found[False][3]
