@@ -56,6 +56,13 @@ class EnhanceHParams:
             description="samples of the STFT that the vocoder gives; its hop is hop_size",
         ),
     ] = 1680
+    recompute_blocks: Annotated[
+        bool,
+        Field(
+            description="each block of the generator is computed again in the backward pass instead of being kept: "
+            "less memory, more time, the same gradients"
+        ),
+    ] = False
     periods: Annotated[
         tuple[Period, ...],
         Field(

@@ -52,6 +52,13 @@ class RestoreHParams(DamageHParams):
         NonNegativeFloat,
         Field(description="the target keeps this much of its room; 0 asks for the dry recording"),
     ] = 0.0
+    recompute_blocks: Annotated[
+        bool,
+        Field(
+            description="each block of the velocity network is computed again in the backward pass instead of being "
+            "kept: less memory, more time, the same gradients"
+        ),
+    ] = False
     silence_prob: Annotated[
         Probability, Field(description="share of examples without foreground, whose target is silence")
     ] = 0.01

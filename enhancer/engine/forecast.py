@@ -61,13 +61,18 @@ class Forecast:
     """What is kept for the backward pass of each module's update, by its name."""
     rows: int
     """Examples that go through the modules at once."""
+    num_parts: int = 1
+    """Of a batch; with more than one the gradients of all modules wait for the last."""
     frozen: int = 0
     """Trained modules that the task works with, on every rank whole."""
 
     def update(self, name: str) -> int:
         """What comes on top while module `name` is updated."""
         own = self.modules[name]
-        return self.activations.get(name, 0) + own.gradients + own.buffers
+        waiting = sum(
+            other.gradients for other in self.modules.values() if self.num_parts > 1 and other is not own
+        )
+        return self.activations.get(name, 0) + own.gradients + own.buffers + waiting
 
     @property
     def total(self) -> int:
@@ -101,11 +106,12 @@ def forecast(
         for name, module in modules.items()
     }
     num_rows = hp.batch_size_per_gpu * hp.gradient_accumulation_steps
-    rows = num_rows // num_parts_of(task, hp, num_rows)
+    num_parts = num_parts_of(task, hp, num_rows)
+    rows = num_rows // num_parts
     if hp.precision == "bf16":
         prepare_bf16(modules, is_rounded=backend == "deepspeed")
     constants = [tensor for module in frozen for tensor in (*module.parameters(), *module.buffers())]
-    return Forecast(held, activation_bytes(task, modules, rows), rows, _bytes_in(constants))
+    return Forecast(held, activation_bytes(task, modules, rows), rows, num_parts, _bytes_in(constants))
 
 
 def module_bytes(
@@ -221,6 +227,10 @@ class Tally:
         self._kept = WeakSet()
 
     def mean(self, values: Tensor) -> Tensor:
+        """See `enhancer.engine.task.Update`."""
+        return values
+
+    def mean_of_batch(self, name: str, values: Tensor) -> Tensor | None:
         """See `enhancer.engine.task.Update`."""
         return values
 

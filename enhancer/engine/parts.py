@@ -47,9 +47,10 @@ def cut(batch: Batch, num_parts: int) -> list[Batch]:
 
 
 def mean_over_parts(metrics: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each metric over the parts of a batch."""
+    """The mean of each metric over the parts of a batch; some may be told by the last part alone."""
     if len(metrics) == 1:
         return metrics[0]
     return {
-        name: torch.stack([part[name].detach().float() for part in metrics]).mean(0) for name in metrics[0]
+        name: torch.stack([part[name].detach().float() for part in metrics if name in part]).mean(0)
+        for name in metrics[-1]
     }

@@ -25,6 +25,12 @@ class Update(Protocol):
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a few `values` on the CPU over the ranks; called by all of them alike."""
 
+    def mean_of_batch(self, name: str, values: Tensor) -> Tensor | None:
+        """The same over all parts of the batch too, in the last of them; None before, where it is waited for.
+
+        What a task remembers of each batch goes through here under a `name`, and changes where there is a mean.
+        """
+
 
 class Modules(Mapping[str, nn.Module]):
     """A task's modules by name, as they are to be called in a step."""
@@ -40,6 +46,10 @@ class Modules(Mapping[str, nn.Module]):
                 loss = adversarial_loss(discriminator(estimate))
             update("generator", loss)
         """
+
+    @abstractmethod
+    def raw(self, name: str) -> nn.Module:
+        """Module `name` itself, for what it remembers in its buffers; a step does not call it."""
 
 
 class Media(Protocol):
@@ -115,8 +125,9 @@ class Divisible(Protocol):
     is averaged over the parts before the module moves.
 
     That is a step on the whole batch where losses are means over the rows, as they are over those of several ranks,
-    each module is updated once, nothing is remembered from part to part, and no loss waits for another module's step:
-    the step of a generator comes before that of its discriminator. A task that does not say so gets its batches whole.
+    each module is updated once, what is remembered goes through `Update.mean_of_batch`, and no loss waits for another
+    module's step: the step of a generator comes before that of its discriminator. A task that does not say so gets its
+    batches whole.
     """
 
 

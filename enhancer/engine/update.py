@@ -38,6 +38,10 @@ class StepModules(Modules):
     def __len__(self) -> int:
         return len(self._callable)
 
+    def raw(self, name: str) -> nn.Module:
+        """See `enhancer.engine.task.Modules`."""
+        return self._raw[name]
+
     @contextmanager
     def frozen(self, name: str) -> Iterator[nn.Module]:
         """The raw module `name`, whose parameters take no gradients from what is computed inside.
@@ -84,6 +88,8 @@ class Update:
         self._is_first = self._is_last = self._num_parts == 1
         self._losses: dict[str, Tensor] = {}
         """Of each module whose gradients wait, the sum of its losses."""
+        self._means: dict[str, Tensor] = {}
+        """Sums of what waits for the mean over the parts, by name."""
         self._updated: set[str] = set()
         """Modules that were updated in this part."""
         self.main_steps = 0
@@ -147,6 +153,14 @@ class Update:
         """See `enhancer.engine.task.Update`."""
         means = distributed.all_mean(values.flatten().tolist())
         return torch.tensor(means, dtype=values.dtype).reshape(values.shape)
+
+    def mean_of_batch(self, name: str, values: Tensor) -> Tensor | None:
+        """See `enhancer.engine.task.Update`."""
+        total = self._means.pop(name, 0) + values
+        if self._is_last:
+            return self.mean(total / self._num_parts)  # The ranks are asked once.
+        self._means[name] = total
+        return None
 
     def _is_bad_anywhere(self, loss: Tensor) -> bool:
         # One process has nobody to agree with, and the backend looks at the loss together with the norm: a device

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from enhancer.models.convnext import Block
 
@@ -17,7 +18,9 @@ class FrameNetwork(nn.Module):
     """ConvNeXt blocks over frames, which all stay: [B, N, C] -> [B, N, C'].
 
     `reach_frames`: frames on each side that can influence one. The last layer is `head`. With `is_conditioned` the
-    blocks hear an embedding [B, EMBEDDING_SIZE] too.
+    blocks hear an embedding [B, EMBEDDING_SIZE] too. With `recompute_blocks` only what goes into a block is kept for
+    the backward pass, which computes the block again: the same gradients in less memory (T. Chen et al., "Training
+    deep nets with sublinear memory cost", 2016).
     """
 
     def __init__(
@@ -27,10 +30,12 @@ class FrameNetwork(nn.Module):
         outputs: int,
         num_blocks: int,
         scale: float,
+        recompute_blocks: bool = False,
         kernel_size: int = KERNEL_SIZE,
         is_conditioned: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute_blocks = recompute_blocks
         self.embed = nn.Conv1d(inputs, width, kernel_size, padding=kernel_size // 2)
         self.start = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
@@ -43,7 +48,11 @@ class FrameNetwork(nn.Module):
     def forward(self, features: Frames, embedding: Tensor | None = None) -> Frames:
         hidden = self.start(self.embed(features.transpose(1, 2)).transpose(1, 2))[:, None]
         for block in self.blocks:
-            hidden = block(hidden, embedding)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                # Nothing is random in a block.
+                hidden = checkpoint(block, hidden, embedding, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = block(hidden, embedding)
         hidden = self.end(hidden[:, 0])
         with torch.autocast(hidden.device.type, enabled=False):  # Phases are not to be rounded to bf16.
             return F.linear(hidden.float(), self.head.weight.float(), self.head.bias.float())
@@ -62,6 +71,7 @@ class MelAutoencoder(nn.Module):
         width: channels of the blocks.
         num_blocks: of the encoder, and again of the decoder.
         scale: width inside the pointwise layers of a block against `width`.
+        recompute_blocks: see `FrameNetwork`.
     """
 
     def __init__(
@@ -72,13 +82,15 @@ class MelAutoencoder(nn.Module):
         width: int = 1024,
         num_blocks: int = 6,
         scale: float = 4.0,
+        recompute_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.num_mels, self.num_extra = num_mels, num_extra
         self.to_latents = nn.Linear(num_mels, num_latents)
         self.to_mel = nn.Linear(num_latents, num_mels)
-        self.encoder = FrameNetwork(num_mels, width, num_latents, num_blocks, scale)
-        self.decoder = FrameNetwork(num_latents, width, num_mels + num_extra, num_blocks, scale)
+        blocks = (num_blocks, scale, recompute_blocks)
+        self.encoder = FrameNetwork(num_mels, width, num_latents, *blocks)
+        self.decoder = FrameNetwork(num_latents, width, num_mels + num_extra, *blocks)
         self.reach_frames = self.encoder.reach_frames + self.decoder.reach_frames
         with torch.no_grad():
             pooled = F.adaptive_avg_pool1d(torch.eye(num_mels)[None], num_latents)[0].T

@@ -49,13 +49,21 @@ class VelocityNetwork(nn.Module):
         num_blocks: int = 8,
         scale: float = 4.0,
         kernel_size: int = 15,
+        recompute_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.num_latents = num_latents
         self.latents = Normaliser(num_latents, mean=0.0, mean_square=1.0)
         self.embedding = FlowEmbedding()
         self.network = FrameNetwork(
-            num_latents + num_mels, width, num_latents, num_blocks, scale, kernel_size, is_conditioned=True
+            num_latents + num_mels,
+            width,
+            num_latents,
+            num_blocks,
+            scale,
+            recompute_blocks,
+            kernel_size,
+            is_conditioned=True,
         )
         self.reach_frames = self.network.reach_frames
         nn.init.zeros_(self.network.head.weight)

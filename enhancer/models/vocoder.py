@@ -35,6 +35,7 @@ class SpectralVocoder(nn.Module):
         scale: width inside the pointwise layers of a block against `width`.
         window_samples: of the STFT, and length of its FFT.
         hop_samples: of the frames.
+        recompute_blocks: see `FrameNetwork`.
     """
 
     def __init__(
@@ -45,10 +46,13 @@ class SpectralVocoder(nn.Module):
         scale: float = 3.0,
         window_samples: int = 1680,
         hop_samples: int = 420,
+        recompute_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.stft = Stft(window_samples, hop_samples)
-        self.network = FrameNetwork(inputs, width, 2 * self.stft.num_bins, num_blocks, scale)
+        self.network = FrameNetwork(
+            inputs, width, 2 * self.stft.num_bins, num_blocks, scale, recompute_blocks
+        )
         self.reach_frames = self.network.reach_frames
         with torch.no_grad():
             weight, bias = self.network.head.weight, self.network.head.bias

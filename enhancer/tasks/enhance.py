@@ -46,6 +46,7 @@ class EnhanceTask:
     main_module = "generator"
     best_metric = "mel_distance"
     best_is_higher = False
+    takes_parts = True
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
         assert isinstance(hp.task, EnhanceHParams), hp.task
@@ -77,6 +78,7 @@ class EnhanceTask:
             width=own.autoencoder_width,
             num_blocks=own.autoencoder_blocks,
             scale=own.autoencoder_scale,
+            recompute_blocks=own.recompute_blocks,
         )
         vocoder = SpectralVocoder(
             inputs=self.hp.num_mels + own.num_extra,
@@ -85,6 +87,7 @@ class EnhanceTask:
             scale=own.vocoder_scale,
             window_samples=own.vocoder_window,
             hop_samples=self.hp.hop_size,
+            recompute_blocks=own.recompute_blocks,
         )
         return Stage1(self._front_end(), self.hp.wav_rate, autoencoder, vocoder)
 
@@ -129,13 +132,13 @@ class EnhanceTask:
             total = total + weight * raw
             values[name], values[f"{name}_weighted"] = raw.detach(), weight * raw.detach()
         update(self.main_module, total)
-        # What is remembered changes behind the first update, which gives up a batch that another rank does not have.
-        with modules.frozen(self.main_module) as generator:
-            generator.normaliser.observe(moments)
-        self._num_steps += 1
+        # What is remembered changes behind the first update, which gives up a batch that another rank does not have,
+        # and with the last part of a batch.
+        if moments is not None:
+            modules.raw(self.main_module).normaliser.observe(moments)
+            self._num_steps += 1
         if is_playing:
-            values["discriminator"] = self._judge_apart(modules, target, estimate.detach(), update)
-            values["flat_steps"] = self._flat_steps.to(total)
+            values |= self._judge_apart(modules, target, estimate.detach(), update)
         return {"loss": total.detach(), **values}
 
     @torch.no_grad()
@@ -181,23 +184,26 @@ class EnhanceTask:
                 hp.stft_magnitude_min,
             )
 
-    def _moments(self, target: Tensor, update: Any) -> Tensor:
-        """Mean and mean square of the scaled mel frames of the batch of all ranks, [2]."""
+    def _moments(self, target: Tensor, update: Any) -> Tensor | None:
+        """Mean and mean square of the scaled mel frames of the batch of all ranks, [2], with its last part."""
         mel = self.mel.scaled(target)
-        return update.mean(torch.stack([mel.mean(), mel.square().mean()]).double().cpu())
+        return update.mean_of_batch("moments", torch.stack([mel.mean(), mel.square().mean()]).double().cpu())
 
-    def _judge_apart(self, modules: Any, target: Tensor, estimate: Tensor, update: Any) -> Tensor:
-        """One update of the discriminator; its loss. Counts for how long that has been at a bound, over all ranks."""
+    def _judge_apart(self, modules: Any, target: Tensor, estimate: Tensor, update: Any) -> dict[str, Tensor]:
+        """One update of the discriminator; its loss, and for how long that has been at a bound, over all ranks."""
         judged: list[Judgement] = modules[DISCRIMINATOR](torch.cat([target, estimate]))
         rows = len(target)
         loss = hinge_loss(rows_of(judged, slice(0, rows)), rows_of(judged, slice(rows, None)))
         update(DISCRIMINATOR, loss)
-        seen = float(update.mean(loss.detach().cpu().double()))
+        mean = update.mean_of_batch("discriminator", loss.detach().cpu().double())
+        if mean is None:
+            return {"discriminator": loss.detach()}
+        seen = float(mean)
         is_flat = any(abs(seen - bound) <= NEAR_BOUND for bound in BOUNDS)
         self._flat_steps.copy_(self._flat_steps + 1 if is_flat else torch.zeros_like(self._flat_steps))
         if int(self._flat_steps) == self.own.collapse_steps:
             self._notices.append(_collapse_text(seen, self.own.collapse_steps))
-        return loss.detach()
+        return {"discriminator": loss.detach(), "flat_steps": self._flat_steps.to(loss)}
 
     def _distances(self, estimate: Tensor, target: Tensor) -> list[Distances]:
         columns = {

@@ -47,6 +47,7 @@ class RestoreTask:
     main_module = "velocity"
     best_metric = "log_mel_distance_db"
     best_is_higher = False
+    takes_parts = True
     grouped_metrics = (
         *(f"log_mel_distance{whose}_db" for whose in ("", "_of_input", "_of_denoiser")),
         *(f"stft_distance{whose}" for whose in ("", "_of_input", "_of_denoiser")),
@@ -70,7 +71,13 @@ class RestoreTask:
         """A fresh network, whose velocity is zero."""
         own = self.own
         network = VelocityNetwork(
-            own.num_latents, self.hp.num_mels, own.width, own.num_blocks, own.scale, own.kernel_size
+            own.num_latents,
+            self.hp.num_mels,
+            own.width,
+            own.num_blocks,
+            own.scale,
+            own.kernel_size,
+            own.recompute_blocks,
         )
         return {self.main_module: network}
 
@@ -116,15 +123,16 @@ class RestoreTask:
             target = stage1.encode(mixed.target).float()
             moments = self._moments(target, update)
         time, prior_mix, strength, noise = self._drawn(batch["draw"].tolist(), target)
-        with modules.frozen(self.main_module) as network:
-            end, damaged = network.latents(target), network.latents(heard.latents)
+        network = modules.raw(self.main_module)
+        end, damaged = network.latents(target), network.latents(heard.latents)
         start = prior(damaged, noise, prior_mix)
         state = torch.lerp(start, end, time[:, None, None])
         velocity = modules[self.main_module](state, heard.condition(strength), time, prior_mix, strength)
         loss = F.mse_loss(velocity, end - start)
         update(self.main_module, loss)
-        # What is remembered changes behind the update, which gives up a batch that another rank does not have.
-        with modules.frozen(self.main_module) as network:
+        # What is remembered changes behind the update, which gives up a batch that another rank does not have, and with
+        # the last part of a batch.
+        if moments is not None:
             network.latents.observe(moments)
         return {
             "loss": loss.detach(),
@@ -231,10 +239,10 @@ class RestoreTask:
             "stft_distance": self.stft_distance(estimate, target),
         }
 
-    def _moments(self, latents: Tensor, update: Any) -> Tensor:
-        """Mean and mean square of each latent of the batch of all ranks, [2, L]."""
+    def _moments(self, latents: Tensor, update: Any) -> Tensor | None:
+        """Mean and mean square of each latent of the batch of all ranks, [2, L], with its last part."""
         moments = torch.stack([latents.mean((0, 1)), latents.square().mean((0, 1))])
-        return update.mean(moments.double().cpu()).reshape(moments.shape)
+        return update.mean_of_batch("moments", moments.double().cpu())
 
     def _drawn(self, draws: list[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Time, prior mix and strength, [B] each, and noise as large as `like`: functions of the seed and the draws."""

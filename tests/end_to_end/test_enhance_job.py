@@ -44,10 +44,13 @@ TINY: dict[str, Any] = {
     "save_every": 5,
     "nj": 0,
 }
-# Launcher, ZeRO stage, precision, and when the game begins: before the stop at step 5, or after it.
-SHORT = [("torchrun 2", 0, "fp32", 3), ("deepspeed 2", 2, "bf16", 3), ("deepspeed 2", 1, "fp32", 7)]
+# Launcher, ZeRO stage, precision, and when the game begins: before the stop at step 5, or after it. In parts blocks are
+# computed again, too.
+IN_PARTS = ("deepspeed 2 in parts", 2, "fp32", 3)
+SHORT = [IN_PARTS, ("torchrun 2", 0, "fp32", 3), ("deepspeed 2", 2, "bf16", 3), ("deepspeed 2", 1, "fp32", 7)]
 # They take ten minutes: `make gan` runs them.
 ALL = [
+    IN_PARTS,
     *(("torchrun 2", 0, precision, start) for precision in ("fp32", "bf16") for start in (3, 7)),
     *(
         ("deepspeed 2", stage, precision, start)
@@ -96,6 +99,9 @@ def test_ten_steps_equal_five_and_a_resume_and_five_with_the_game_on(
     """Bit for bit, two ranks: every logged value, both modules and the average, and what the task remembers."""
     values: dict[str, Any] = {"zero_stage": stage, "precision": precision, "batch_size_per_gpu": 1}
     values["task.gan_start_step"] = start
+    if launcher.endswith(" in parts"):
+        launcher = launcher.removesuffix(" in parts")
+        values |= {"gradient_accumulation_steps": 2, "task.recompute_blocks": True}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, corpus, launcher, **values)
     shutil.copytree(whole, parts)

@@ -102,7 +102,7 @@ def measured(hp):
         found[name] = max(found.get(name, 0), ledger.live())
         update(name, loss)
 
-    counted.mean = update.mean
+    counted.mean, counted.mean_of_batch = update.mean, update.mean_of_batch
     batch = task.trial_batch(hp.batch_size_per_gpu)
     with torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda kept: kept.tensor):
         task.step(update.modules(), batch, counted)
@@ -210,6 +210,11 @@ def test_parts_of_a_batch_are_held_one_at_a_time():
     hp = small("denoise", 3, "gradient_accumulation_steps=2")
     parts = forecast(hp, TASKS["denoise"](hp), "accelerate", 1)
     assert (whole.rows, parts.rows) == (6, 3)
+    hp = small("enhance", 1, "gradient_accumulation_steps=2")
+    game = forecast(hp, TASKS["enhance"](hp), "accelerate", 1)
+    waiting = game.modules["discriminator"].gradients
+    alone = game.modules["generator"].gradients + game.activations["generator"]
+    assert game.update("generator") == waiting + alone and game.rows == 1
     assert parts.activations["denoiser"] == pytest.approx(whole.activations["denoiser"] / 2, rel=0.1)
 
 

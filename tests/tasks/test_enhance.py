@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
+from enhancer.engine.accelerate_backend import AccelerateBackend, start
+from enhancer.engine.forecast import forecast
 from enhancer.engine.guard import StepAborted
+from enhancer.engine.parts import cut, mean_over_parts, num_parts_of
+from enhancer.engine.stop import Stop
+from enhancer.engine.update import Update
 from enhancer.signal.mixing import foreground_at_level
 from enhancer.tasks import TASKS
 from enhancer.tasks.enhance import EnhanceTask
@@ -65,6 +72,9 @@ class Parts(dict[str, nn.Module]):
         yield self[name]
         self[name].requires_grad_(True)
 
+    def raw(self, name: str) -> nn.Module:
+        return self[name]
+
 
 class Descent:
     """An optimiser for each module as the engine's update; what it was asked for, in order."""
@@ -90,7 +100,7 @@ class Descent:
         for optimiser in self.optimisers.values():
             optimiser.zero_grad()
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def mean_of_batch(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
         return values
 
 
@@ -129,10 +139,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(hp: HParams, batch) -> None:
 
 
 def test_the_normaliser_sees_what_all_ranks_together_have(hp: HParams, batch) -> None:
-    """The other rank's moments come through `update.mean`; the module then holds their means."""
+    """The other rank's moments come through `update.mean_of_batch`; the module then holds their means."""
     task, modules = fresh(hp)
     update = Descent(modules)
-    update.mean = lambda values: (
+    update.mean_of_batch = lambda name, values: (
         values * 0 + torch.tensor([0.25, 0.1])[: values.numel()].reshape(values.shape)
     )  # type: ignore[method-assign]
     task.step(modules, batch, update)
@@ -274,3 +284,105 @@ def test_a_start_beyond_the_end_is_warned_of_once(hp: HParams) -> None:
 def test_impossible_values_are_refused_in_words(hp: HParams, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(hp, task=replace(hp.task, **changes))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_that_are_computed_again_give_the_same_gradients_and_keep_less(
+    hp: HParams, batch, precision
+) -> None:
+    sizes = {"autoencoder_width": 64, "autoencoder_blocks": 4, "vocoder_width": 64, "vocoder_blocks": 4}
+    found = {}
+    for again in (False, True):
+        own = replace(
+            hp,
+            precision=precision,
+            batch_size_per_gpu=2,
+            task=replace(hp.task, **sizes, recompute_blocks=again),
+        )
+        _, modules = fresh(own)
+        told = forecast(own, fresh(own)[0], "accelerate", 1).activations["generator"]
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        wave = foreground_at_level(batch)
+        with torch.no_grad():  # Away from the start, where blocks do nothing.
+            for weight in modules["generator"].parameters():
+                weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            loss = modules["generator"](wave).square().mean()
+        loss.backward()
+        gradients = [weight.grad for weight in modules["generator"].parameters()]
+        found[again] = (loss, gradients, sum(kept), told)
+    assert torch.equal(found[True][0], found[False][0])
+    for one, other in zip(found[True][1], found[False][1], strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert found[True][2] < 0.8 * found[False][2]
+    assert found[True][3] < 0.95 * found[False][3]
+
+
+def test_steps_in_parts_are_those_of_whole_batches_with_the_game_on(hp: HParams) -> None:
+    """Parts differ in level and content, so that moments or counts of a part alone would show.
+
+    Without the mel loss of the waveform, whose slope where an estimate is nearly silent hangs on rounding.
+    """
+    at, random = torch.arange(T) / 44_100, torch.Generator().manual_seed(3)
+    batches = []
+    for _ in range(5):
+        hz = 100 + 900 * torch.rand(4, 1, generator=random)
+        wave = torch.sin(2 * math.pi * hz * at) + 0.3 * torch.randn(4, T, generator=random)
+        levels = torch.tensor([-12.0, -20.0, -30.0, -36.0])
+        batches.append({"draw": torch.arange(4), "fg": (6000 * wave).short(), "level_db": levels})
+    found = {}
+    for num_parts in (1, 2, 4):
+        own = replace(
+            hp,
+            batch_size_per_gpu=4 // num_parts,
+            gradient_accumulation_steps=num_parts,
+            min_lr=1e-6,  # A weight whose gradient is mere rounding moves by a whole step of Adam.
+            task=replace(hp.task, collapse_steps=2, mel_weight=0.0),
+        )
+        task, parts = fresh(own)
+        assert num_parts_of(task, own, 4) == num_parts
+        groups = {name: task.param_groups(name, module) for name, module in parts.items()}
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # Another test may have had another precision.
+        backend = AccelerateBackend(start(own), parts, groups, own)
+        update = Update(backend, "generator", Stop(), num_parts=num_parts)
+        steps = []
+        for batch in batches:
+            update.begin()
+            metrics = []
+            for number, part in enumerate(cut(batch, num_parts)):
+                with update.part(number):
+                    metrics.append(task.step(update.modules(), part, update))
+            assert update.main_steps == 1 and not update.skipped
+            steps.append({**mean_over_parts(metrics), **update.gradient_norms})
+        found[num_parts] = steps, {name: int(value) for name, value in task.state().items()}, parts
+    whole, counts, expected = found[1]
+    assert counts["num_steps"] == len(batches) and "discriminator" in whole[-1] and "flat_steps" in whole[-1]
+    for num_parts in (2, 4):
+        steps, own_counts, modules = found[num_parts]
+        assert own_counts == counts
+        for step, reference in zip(steps, whole, strict=True):
+            assert step.keys() == reference.keys()
+            for name, value in reference.items():
+                # The slope of a logarithm at a nearly empty bin hangs on rounding, and norms see it.
+                near = {"rel": 1e-4} if name in modules else {"rel": 1e-6, "abs": 1e-6}
+                assert float(step[name]) == pytest.approx(float(value), **near), (num_parts, name)
+        normalisers = [each["generator"].normaliser.state_dict() for each in (modules, expected)]
+        for name, value in normalisers[0].items():
+            torch.testing.assert_close(value, normalisers[1][name], rtol=1e-6, atol=0, msg=name)
+        # Weights moved alike, but for the few whose gradient is rounding.
+        begun = fresh(hp)[1]
+        for name in modules:
+            start_at, ended, other = (
+                parameters_to_vector(each[name].parameters()).detach() for each in (begun, modules, expected)
+            )
+            assert float((ended - other).norm() / (other - start_at).norm()) < 0.1, name

@@ -142,12 +142,45 @@ def test_latents_are_normalised_by_what_all_ranks_have_seen(
     task, modules = fresh(hp, constants)
     update = Descent(modules)
     asked: list[torch.Tensor] = []
-    update.mean = lambda values: asked.append(values) or values + 1  # type: ignore[method-assign, func-returns-value]
+    update.mean_of_batch = lambda name, values: asked.append(values) or values + 1  # type: ignore[method-assign, func-returns-value]
     task.step(modules, batch, update)
     latents = constants["stage1"].encode(task.mix(batch).target)
     torch.testing.assert_close(asked[0][0].float(), latents.mean((0, 1)), atol=1e-5, rtol=1e-4)
     normaliser = modules["velocity"].latents
     torch.testing.assert_close(normaliser.mean, latents.mean((0, 1)) + 1, atol=1e-5, rtol=1e-4)
+
+
+class InParts:
+    """The engine's update of a batch in `num_parts` parts, up to its gradients."""
+
+    def __init__(self, num_parts: int) -> None:
+        self.num_parts, self.left = num_parts, num_parts
+        self.total: Any = 0
+
+    def __call__(self, name: str, loss: torch.Tensor) -> None:
+        (loss / self.num_parts).backward()
+
+    def mean_of_batch(self, name: str, values: torch.Tensor) -> torch.Tensor | None:
+        self.total, self.left = self.total + values / self.num_parts, self.left - 1
+        return None if self.left else self.total
+
+
+def test_a_batch_in_parts_is_the_whole_batch(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    found = []
+    for num_parts in (1, 2):
+        task, modules = fresh(hp, constants)
+        with torch.no_grad():
+            for weight in modules["velocity"].parameters():
+                weight.add_(0.05)
+        update = InParts(num_parts)
+        for rows in torch.arange(2).chunk(num_parts):
+            task.step(modules, {name: column[rows] for name, column in batch.items()}, update)
+        gradients = [weight.grad for weight in modules["velocity"].parameters()]
+        found.append([*gradients, *modules["velocity"].latents.buffers()])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
 
 
 def test_a_silent_batch_has_a_finite_loss_and_finite_gradients(
