@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from enhancer.engine import records
+from enhancer.engine.abort import write_abort
 from enhancer.engine.manifest import committed
 from enhancer.engine.peers import Peers
 from enhancer.engine.pulse import HEARTBEATS, Beat, read_beats, this_host
@@ -198,6 +199,7 @@ class Supervisor:
         if verdict is not None and verdict.hung:
             self._hang_text = verdict.reason
             _say(verdict.reason)
+            write_abort(self._folder / HEARTBEATS, verdict.hung[0].launch, verdict)
             end_hung(verdict.hung, self._folder / STACKS / verdict.hung[0].launch)
         return peers
 

@@ -84,6 +84,11 @@ class AccelerateBackend:
     def drop(self, name: str) -> None:
         """See Backend."""
         self._optimizers[name].zero_grad(set_to_none=True)
+        reducer = getattr(self.modules[name], "reducer", None)
+        if reducer is not None:
+            # After a forward pass without its backward pass it would exchange the next step's gradients already with
+            # their first part, and round in another order.
+            reducer._reset_state()
 
     def step(self, name: str, loss: Tensor) -> float:
         """See Backend."""

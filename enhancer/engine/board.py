@@ -22,9 +22,10 @@ class Board:
         self._folder, self._purge_step, self._files = folder / TENSORBOARD, purge_step, files
         self._writer: Any = None
         self._is_broken = False
+        """Whether nothing can be written any more, for a failure or for being closed."""
 
     def write(self, add: Callable[[Any], None]) -> None:
-        """Call `add` with the SummaryWriter."""
+        """Call `add` with the SummaryWriter, before `close`."""
         if self._is_broken:
             return
         self._is_broken = True
@@ -33,12 +34,13 @@ class Board:
             self._is_broken = False
 
     def close(self) -> None:
-        """Write out what is buffered. A later `write` opens another file."""
+        """Write out what is buffered. What comes later is dropped."""
+        is_broken, self._is_broken = self._is_broken, True
         writer, self._writer = self._writer, None
         if writer is None:
             return
         with self._files.kept(self._folder):
-            if not self._is_broken:
+            if not is_broken:
                 writer.flush()  # Closing says nothing of what its thread has met.
         with self._files.kept(self._folder):
             writer.close()

@@ -123,7 +123,7 @@ class Checkpoints:
         self._writer = Background("checkpoint", on_failure) if is_async else None
         self._memory: HostMemory | None = None
         self._last: Path | None = None
-        """The checkpoint that `save` began last; it may still be under way."""
+        """The checkpoint that `save` began last, which may still be under way, or that was restored."""
 
     def save(
         self,
@@ -137,8 +137,9 @@ class Checkpoints:
         """Publish `state`, all that `backend` has and the `average` as a new checkpoint; its folder. Called by all
         ranks.
 
-        Beside training that has only begun then, unless `is_waiting`; the save before is waited for. A whole checkpoint
-        of the same step is left as it is, for there is no moment to replace it at which a kill would lose nothing.
+        Beside training that has only begun then, unless `is_waiting`; the save before is waited for. The files of a
+        whole checkpoint of the same step are left as they are, for there is no moment to replace them at which a kill
+        would lose nothing; its manifest is told what evaluations have come to since.
         Raises SaveError on all ranks alike when one of them cannot write, now or since the save before; nothing of the
         attempt stays.
         """
@@ -149,6 +150,7 @@ class Checkpoints:
             self.finish_together()
             temporary = distributed.on_main(lambda: self._publisher.prepare(final, is_known=is_last))
             if temporary is None:
+                distributed.on_main(lambda: self._publisher.amend(final, state))
                 distributed.on_main(lambda: self._publisher.point(final, is_best=is_best))
             else:
                 files = self._capture(final, temporary, backend, average)
@@ -163,6 +165,15 @@ class Checkpoints:
         if is_waiting:
             self.finish_together()
         return final
+
+    def amend(self, state: State) -> None:
+        """Write down what evaluations have come to in `state`, where the checkpoint of its step was the last to be
+        saved or restored. Called by all ranks; raises SaveError on all alike.
+        """
+        final = self.folder / folder_name(state.step)
+        if self._last == final:
+            self.finish_together()
+            distributed.on_main(lambda: self._publisher.amend(final, state))
 
     def finish(self) -> None:
         """Wait for the save that is under way. Raises its SaveError, on all ranks alike.
@@ -237,8 +248,11 @@ class Checkpoints:
                 f"{checkpoint.folder} does not hold what this run's modules need: {type(error).__name__}: {error}. "
                 "Give another --run-dir, or restore the folder from a backup"
             ) from error
+        self._last = self.folder / checkpoint.folder.name
+        # A kill may have come between the checkpoint and what points to it, and newer ones may be damaged.
+        if distributed.is_main():
+            self._publisher.mend_best(checkpoint.state)
         if self._copies is not None:
-            # A kill may have come between the checkpoint and its copy, and newer ones may be damaged.
             write_pointer(self.folder, LATEST, checkpoint.folder.name)
             self._copies.update()
         return checkpoint.state
@@ -288,6 +302,7 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 skipped.append(f"checkpoint {folder.name} is refused: {error}")
                 continue
+            atomic.remove_debris(folder)  # Of a manifest that was being amended.
             if skipped:
                 skipped.append(f"going on from {folder.name}, the newest that is whole")
             return Checkpoint(folder, manifest.state, manifest.record), skipped

@@ -7,11 +7,13 @@ URL/checkpoints/LATEST, BEST
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from enhancer.engine import atomic
 from enhancer.engine.background import Background
@@ -81,11 +83,15 @@ class Copies:
         self._is_behind = False
         self._is_sending = False
         self._in_use: set[str] = set()
-        self._sent: set[str] = set()
+        self._amended: Counter[str] = Counter()
+        self._sent: dict[str, int] = {}
+        """How often a checkpoint that was sent had been amended by then."""
 
-    def update(self) -> None:
-        """LATEST or BEST has changed."""
+    def update(self, amended: str = "") -> None:
+        """LATEST or BEST has changed, or the manifest of the checkpoint `amended`."""
         with self._lock:
+            if amended:
+                self._amended[amended] += 1
             self._is_behind = True
             if self._is_sending:
                 return
@@ -133,7 +139,8 @@ class Copies:
 
     def _send(self, name: str) -> None:
         """Send the checkpoint `name`, its manifest last, unless it is there."""
-        if name in self._sent:
+        num_amended = self._amended[name]
+        if self._sent.get(name) == num_amended:
             return
         place = f"{CHECKPOINTS}/{name}"
         for file in (HPARAMS, METRICS):
@@ -143,24 +150,22 @@ class Copies:
             manifest = read_manifest(self._folder / name)
         except DamagedCheckpoint as error:
             raise CopyError(f"{name} cannot be copied to {self._remote.url}: {error}") from error
-        if not self._is_there(name):
+        own = (self._folder / name / MANIFEST).read_bytes()
+        other = self._manifest_there(place)
+        if other is None or _files_of(other) != _files_of(own):
+            if other is not None:  # Of a run that went another way from the checkpoint before.
+                self._remote.remove(f"{place}/{MANIFEST}")
             for file in manifest.files:
                 self._remote.send(self._folder / name / file, f"{place}/{file}")
             self._require_sizes(place, {file: size for file, (size, _) in manifest.files.items()})
+        if other != own:
             self._remote.send(self._folder / name / MANIFEST, f"{place}/{MANIFEST}")
-        self._sent.add(name)
+        self._sent[name] = num_amended
 
-    def _is_there(self, name: str) -> bool:
-        place = f"{CHECKPOINTS}/{name}"
+    def _manifest_there(self, place: str) -> bytes | None:
         if MANIFEST not in self._remote.names(place):
-            return False
-        own = (self._folder / name / MANIFEST).read_bytes()
-        if self._remote.read([f"{place}/{MANIFEST}"]) == [own]:
-            return True
-        self._remote.remove(
-            f"{place}/{MANIFEST}"
-        )  # Of a run that went another way from the checkpoint before.
-        return False
+            return None
+        return self._remote.read([f"{place}/{MANIFEST}"])[0]
 
     def _require_sizes(self, place: str, sizes: dict[str, int]) -> None:
         found = self._remote.sizes([f"{place}/{file}" for file in sizes])
@@ -179,7 +184,15 @@ class Copies:
                 if MANIFEST in self._remote.names(f"{CHECKPOINTS}/{name}"):
                     self._remote.remove(f"{CHECKPOINTS}/{name}/{MANIFEST}")
                 self._remote.remove(f"{CHECKPOINTS}/{name}")
-                self._sent.discard(name)
+                self._sent.pop(name, None)
+
+
+def _files_of(manifest: bytes) -> Any:
+    """What `manifest` says of the files, or nothing where it is cut."""
+    try:
+        return json.loads(manifest)["files"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def fetch_run(remote: RemoteFolder, folder: Path, say: Callable[[str], None]) -> None:

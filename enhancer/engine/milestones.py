@@ -78,12 +78,18 @@ def evaluate_if_due(job: Job, state: State) -> tuple[State, bool]:
     if not is_written:
         return state, True
     state = replace(state, evaluated=state.step)
-    if not _is_better(value, state.best, job.task.best_is_higher):
-        return _lower_rate_if_due(job, replace(state, stale=state.stale + 1)), False
-    state = replace(state, best=value, best_step=state.step, stale=0)
+    is_best = _is_better(value, state.best, job.task.best_is_higher)
+    if is_best:
+        state = replace(state, best=value, best_step=state.step, stale=0)
+    else:
+        state = _lower_rate_if_due(job, replace(state, stale=state.stale + 1))
     tell_notices(job.task, job.monitor, state.step)
     job.monitor.catch_up()
-    job.checkpoints.save(state, job.backend, job.average, is_best=True)
+    if is_best:
+        job.checkpoints.save(state, job.backend, job.average, is_best=True)
+    else:
+        # That of this step was saved when a stop request cut this evaluation short.
+        job.checkpoints.amend(state)
     return state, False
 
 

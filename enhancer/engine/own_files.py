@@ -36,7 +36,10 @@ class OwnFiles:
             yield
         except OSError as error:
             cause = error.strerror or str(error) or type(error).__name__
-            self._keep(f"{name} cannot be written ({cause}); make room or mend the disk, then run again")
+            advice = "make room or mend the disk, then run again"
+            if isinstance(error, BrokenPipeError):
+                advice = "what read it has ended; run again, with the output in a file or read to the end"
+            self._keep(f"{name} cannot be written ({cause}); {advice}")
 
     def agreed(self) -> FileFailure | None:
         """The failure of rank 0, on every rank, or None. Collective."""

@@ -10,7 +10,16 @@ from typing import Any
 
 from enhancer.engine import atomic
 from enhancer.engine.copies import Copies
-from enhancer.engine.manifest import DamagedCheckpoint, Entry, committed, step_of, verify, write_manifest
+from enhancer.engine.manifest import (
+    DamagedCheckpoint,
+    Entry,
+    committed,
+    folder_name,
+    read_manifest,
+    step_of,
+    verify,
+    write_manifest,
+)
 from enhancer.engine.pointers import BEST, LATEST, read_pointer, write_pointer
 from enhancer.engine.retention import Retention
 from enhancer.engine.state import State
@@ -28,7 +37,7 @@ class SaveError(UserError):
 class Publisher:
     """Makes folders of `folder` checkpoints, and keeps those of `retention`, the best, and what `copies` still need.
 
-    Every method but the last raises SaveError, after which nothing of the attempt stays.
+    `prepare`, `require_room` and `publish` raise SaveError, after which nothing of the attempt stays.
     """
 
     folder: Path
@@ -80,8 +89,40 @@ class Publisher:
         except OSError as error:
             raise self.error(final, temporary, [str(error)]) from error
 
+    def amend(self, final: Path, state: State) -> None:
+        """Write down in `final`, a whole checkpoint of `state.step`, what evaluations have come to since it was saved.
+
+        Before BEST moves: what the manifest says of the best, `mend_best` brings about after a kill between the two.
+        Raises SaveError, after which `final` is as it was.
+        """
+        try:
+            manifest = read_manifest(final)
+            amended = manifest.state.evaluated_as(state)
+            if amended == manifest.state:
+                return
+            write_manifest(final, amended, manifest.record, manifest.files)
+        except (OSError, DamagedCheckpoint) as error:
+            raise SaveError(
+                f"{final} is saved, but the evaluation after it cannot be written down there: {error}. "
+                "Make room or mend the folder and run the same command again to evaluate again."
+            ) from error
+        if self.copies is not None:
+            self.copies.update(amended=final.name)
+
+    def mend_best(self, state: State) -> None:
+        """Name the best of `state`, that of a checkpoint, where BEST does not. Raises OSError."""
+        best = folder_name(state.best_step)
+        if state.best is None or not (self.folder / best).is_dir():
+            return
+        try:
+            found = read_pointer(self.folder, BEST)
+        except DamagedCheckpoint:
+            found = ""
+        if found != best:
+            write_pointer(self.folder, BEST, best)
+
     def point(self, final: Path, *, is_best: bool) -> None:
-        """Name `final` the latest, and the best where it `is_best`, and remove what is not kept."""
+        """Name `final` the latest, and the best where it `is_best`, and remove what is not kept. Raises SaveError."""
         try:
             if is_best:
                 write_pointer(self.folder, BEST, final.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,13 +16,16 @@ from enhancer.engine.peers import Process
 from enhancer.engine.pulse import Beat
 
 STACKS = "stacks"
-_DUMP_SECONDS = 1.5
+# So long a rank that was woken has to see that the run has ended, and to write its stacks by itself; then, asked for
+# them by a signal; and to leave. Together shorter than a rank's time to clear up.
+_WAKE_SECONDS, _DUMP_SECONDS, _LEAVE_SECONDS = 3.0, 1.5, 1.0
 
 
 class StackFile:
     """Where the stacks of this rank go, also when another process asks for them by SIGQUIT.
 
-    The handler is C code that needs no interpreter lock, so a rank that holds it for ever tells where, too.
+    The handler is C code that needs no interpreter lock, so a rank that holds it for ever tells where, too. Where other
+    threads run meanwhile it may read what they free, and crash the process: SIGQUIT is for a rank that is lost anyway.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -31,7 +34,7 @@ class StackFile:
         faulthandler.register(signal.SIGQUIT, self._file, all_threads=True, chain=False)
 
     def dump(self) -> None:
-        """Write the stacks of this process."""
+        """Write the stacks of this process. The caller holds the interpreter lock, so no other thread's can change."""
         faulthandler.dump_traceback(self._file, all_threads=True)
 
     def close(self) -> None:
@@ -63,18 +66,28 @@ def inspect(beat: Beat) -> Process:
 
 
 def end_hung(beats: Sequence[Beat], folder: Path) -> None:
-    """Let the processes of `beats`, all of this machine, write their stacks, and kill them."""
-    found = [beat for beat in beats if inspect(beat).status != "gone"]
-    before = {beat.rank: _size(folder, beat) for beat in found}
-    for beat in found:
-        for number in (signal.SIGQUIT, signal.SIGCONT):
-            _send(beat, number)
-    deadline = time.monotonic() + _DUMP_SECONDS
-    while time.monotonic() < deadline and any(_size(folder, beat) == before[beat.rank] for beat in found):
-        time.sleep(0.05)
-    time.sleep(0.1)
-    for beat in found:
-        _kill_tree(beat)
+    """Let the processes of `beats`, all of this machine, write their stacks, and kill them.
+
+    They are woken first: a rank whose watching thread runs sees what `write_abort` has told, and does both by itself.
+    Those that do not are asked by SIGQUIT.
+    """
+    beats = [beat for beat in beats if not _is_gone(beat)]
+    before = {beat.rank: _size(folder, beat) for beat in beats}
+
+    def have_told(asked: Sequence[Beat]) -> bool:
+        return all(_size(folder, beat) > before[beat.rank] or _is_gone(beat) for beat in asked)
+
+    for beat in beats:
+        _send(beat, signal.SIGCONT)
+    if not _wait(_WAKE_SECONDS, lambda: have_told(beats)):
+        silent = [beat for beat in beats if not have_told([beat])]
+        for beat in silent:
+            _send(beat, signal.SIGQUIT)
+        _wait(_DUMP_SECONDS, lambda: have_told(silent))
+    _wait(_LEAVE_SECONDS, lambda: all(map(_is_gone, beats)))
+    for beat in beats:
+        if not _is_gone(beat):
+            _kill_tree(beat)
 
 
 def kill_children() -> None:
@@ -96,6 +109,18 @@ def kill_left_by(gone: Sequence[Beat]) -> None:
             continue  # Of another user, or gone since.
         if rank in ranks:
             _kill(process)
+
+
+def _wait(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether `condition` has come true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (is_true := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return is_true
+
+
+def _is_gone(beat: Beat) -> bool:
+    return inspect(beat).status == "gone"
 
 
 def _size(folder: Path, beat: Beat) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -30,3 +30,14 @@ class State:
     """Evaluations since then."""
     lr_decays: int = 0
     """How often the learning rate was lowered on a plateau."""
+
+    def evaluated_as(self, other: State) -> State:
+        """This state with what evaluations have come to in `other`, of the same step."""
+        return replace(
+            self,
+            evaluated=other.evaluated,
+            best=other.best,
+            best_step=other.best_step,
+            stale=other.stale,
+            lr_decays=other.lr_decays,
+        )

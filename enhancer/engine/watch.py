@@ -8,7 +8,6 @@ their stacks and leave, whatever their main threads do.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -17,14 +16,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
-from enhancer.engine import atomic, distributed
+from enhancer.engine import distributed
+from enhancer.engine.abort import read_abort, write_abort
 from enhancer.engine.build_lock import BuildLocks, release_held_lock
 from enhancer.engine.peers import Peers, Verdict
 from enhancer.engine.pulse import (
@@ -52,7 +52,6 @@ from enhancer.engine.stop import Stop
 from hparams.errors import UserError
 from hparams.schema import HParams
 
-ABORT = "abort.json"
 # Long enough to say what went wrong, and shorter than launchers wait.
 _LEAVE_SECONDS = 10.0
 # A run that is asked to stop before its first step has so long to find out by itself. Then whatever it waits for, such
@@ -70,8 +69,8 @@ class Watch:
         self._rank = distributed.rank()
         self._folder = run.folder / HEARTBEATS
         self._stacks_folder = run.folder / STACKS / launch
-        self._stacks = StackFile(self._stacks_folder, self._rank)
         self._file = BeatFile(self._folder, self._rank)
+        self._stacks = StackFile(self._stacks_folder, self._rank)
         created, self._hang_seconds = psutil.Process().create_time(), hp.hang_timeout_seconds
         self._beat = Beat(launch, self._rank, this_host(), os.getpid(), created, self._hang_seconds)
         stall_seconds = hp.stall_timeout_seconds if self._rank == 0 else None
@@ -90,7 +89,8 @@ class Watch:
     def stop(self, end: str) -> None:
         """Watch no more; `end` is what the others see: `ended` or what this rank failed with."""
         self._done.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # It may not have been started.
+            self._thread.join()
         self._show(end)
         self._file.close()
         self._stacks.close()
@@ -134,7 +134,7 @@ class Watch:
     def _watch(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             self._show()
-            verdict = _read_abort(self._folder, self._beat.launch) or self._judge()
+            verdict = read_abort(self._folder, self._beat.launch) or self._judge()
             if verdict is not None:
                 self._end(verdict)
 
@@ -190,8 +190,8 @@ class Watch:
 
     def _end(self, found: Verdict) -> NoReturn:
         """End this process with the first verdict that any rank has come to, also where it cannot be told."""
-        is_first = _write_abort(self._folder, self._beat.launch, found)
-        verdict = _read_abort(self._folder, self._beat.launch) or found
+        is_first = write_abort(self._folder, self._beat.launch, found)
+        verdict = read_abort(self._folder, self._beat.launch) or found
         # On a thread of its own, which may fail, or wait for a disk that does not answer.
         last = threading.Thread(
             target=self._clear_up, args=(verdict,), kwargs={"is_first": is_first}, daemon=True
@@ -238,7 +238,7 @@ def watching(run: Run, pulse: Pulse, hp: HParams, stop: Stop) -> Iterator[Watch]
     An error that is not the user's to mend gives the other ranks time to say that one of them was its cause.
     """
     launch = distributed.on_main(lambda: _fresh_folder(run.folder / HEARTBEATS))
-    watch = distributed.together(lambda: Watch(run, pulse, hp, stop, launch))
+    watch = _opened(run, pulse, hp, stop, launch)
     watch.start()
     end = ENDED
     try:
@@ -257,28 +257,30 @@ def watching(run: Run, pulse: Pulse, hp: HParams, stop: Stop) -> Iterator[Watch]
         watch.stop(end)
 
 
+def _opened(run: Run, pulse: Pulse, hp: HParams, stop: Stop, launch: str) -> Watch:
+    """The `Watch` of this rank. Raises UserError on every rank where one cannot have its own."""
+    opened = []
+
+    def open_watch() -> None:
+        try:
+            opened.append(Watch(run, pulse, hp, stop, launch))
+        except OSError as error:
+            raise UserError(
+                f"rank {distributed.rank()} cannot write {error.filename} ({error.strerror}), by which the ranks watch "
+                "each other; make room or mend the folder of the run, then run again"
+            ) from error
+
+    try:
+        distributed.together(open_watch)
+    except UserError:
+        for watch in opened:
+            watch.stop(ENDED)
+        raise
+    return opened[0]
+
+
 def _fresh_folder(folder: Path) -> str:
     """An empty `folder`, and a name for this start of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
-
-
-def _write_abort(folder: Path, launch: str, verdict: Verdict) -> bool:
-    """Tell `verdict` to all ranks; False where one is there already."""
-    if (folder / ABORT).exists():
-        return False
-    with contextlib.suppress(OSError):  # Also on a full disk this rank ends, and the others find it gone.
-        atomic.write_text(folder / ABORT, json.dumps({"launch": launch, **asdict(verdict)}), is_durable=False)
-    return True
-
-
-def _read_abort(folder: Path, launch: str) -> Verdict | None:
-    try:
-        values = json.loads((folder / ABORT).read_bytes())
-    except OSError:
-        return None
-    if values["launch"] != launch:
-        return None
-    hung = tuple(Beat(**beat) for beat in values["hung"])
-    return Verdict(values["reason"], values["exit_code"], hung)

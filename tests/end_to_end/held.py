@@ -6,6 +6,7 @@ RUN.reached-rankN is made when rank N has come to it.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from toy import ToyStream, ToyTask, toy_hparams
 
-from enhancer.engine import checkpoint
+from enhancer.engine import checkpoint, watch
 from enhancer.engine.ancestors import Ancestors
 from enhancer.engine.launcher import detect
 from enhancer.engine.session import Options, Place, train
@@ -100,6 +101,11 @@ def build(run: Path, reached: Path) -> None:
     cpp_extension.load("held", [str(folder / "held.cpp")], build_directory=str(folder))
 
 
+def refuse(folder: Path, rank: int) -> None:
+    """In place of a heartbeat's file."""
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder / f"rank{rank:05d}.json"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
@@ -133,6 +139,8 @@ def main() -> int:
     checkpoint._write = slow_write
     if held.moment == "cut off while saving" and os.environ.get("RANK") == "1":
         checkpoint.Checkpoints.finish_together = lambda self: time.sleep(FOREVER)
+    if held.moment == "no watch of one" and os.environ.get("RANK") == "1":
+        watch.BeatFile = refuse
     ancestors = Ancestors.of(detect())
     held.at("start", 2.0)
     return train(toy_hparams(*options.set), Options(options.run, ancestors=ancestors), open_task)

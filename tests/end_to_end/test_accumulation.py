@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from ranks import column, records, run_ranks, status
+from forked import forked_ranks
+from ranks import column, records, status
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
@@ -39,7 +40,7 @@ def settings(*values: str) -> list[str]:
 
 
 def train(backend: str, num_ranks: int, run: Path, *words: str) -> None:
-    for ended in run_ranks(backend, num_ranks, run, *words):
+    for ended in forked_ranks(backend, num_ranks, run, *words):
         assert ended.code == 0, ended.text
 
 
@@ -110,6 +111,33 @@ def test_a_nan_in_one_part_of_one_rank_skips_the_whole_step_on_both(tmp_path, va
         assert column(run, "draws")[-1] == 88
 
 
+@pytest.mark.parametrize(
+    ("backend", "values", "fault"),
+    [
+        ("accelerate", (), "tail"),
+        ("deepspeed", ("zero_stage=0",), "once"),
+        ("deepspeed", ("zero_stage=0",), "tail"),
+        ("deepspeed", ("zero_stage=1",), "once"),
+        ("deepspeed", ("zero_stage=1",), "tail"),
+    ],
+)
+def test_a_step_skipped_for_a_nan_in_the_first_or_last_part_of_one_rank_was_never_taken(
+    tmp_path, backend, values, fault
+):
+    """Bit for bit the run whose draws leave that batch out, on both ranks, but for the one step that is counted."""
+    skipped, without = tmp_path / "skipped", tmp_path / "without"
+    words = (*settings("batch_size_per_gpu=2", *values), *IN_TWO, "--no-noise")
+    train(backend, 2, skipped, *words, "--fault", f"{fault}:4:1")
+    train(backend, 2, without, *words, "--fault", "gap:4:1")
+    assert column(skipped, "skipped") == [0] * 4 + [1] * 6
+    assert column(skipped, "draws") == [8, 16, 24, 32, 48, 56, 64, 72, 80, 88]
+    for name in ("step", "loss", "gradient_norm", "learning_rate"):
+        assert column(skipped, name) == column(without, name), name
+    files = [run / "checkpoints" / "step-0000010" / "generator.safetensors" for run in (skipped, without)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [record["step"] for record in records(skipped, "event") if record["name"] == "skipped"] == [4]
+
+
 @pytest.mark.parametrize("values", [("zero_stage=1",), ("zero_stage=3", "precision=bf16")])
 def test_a_nan_in_one_part_of_a_single_rank_skips_the_whole_step(tmp_path, values):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -135,7 +163,7 @@ def test_a_stop_and_damage_between_steps_in_parts_lose_nothing(tmp_path, backend
     whole, stopped, damaged = tmp_path / "whole", tmp_path / "stopped", tmp_path / "damaged"
     train(backend, 2, whole, *words)
     for run, fault, code in ((stopped, "term:3:1", 75), (damaged, "damage:3:1", 2)):
-        for ended in run_ranks(backend, 2, run, *words, "--fault", fault):
+        for ended in forked_ranks(backend, 2, run, *words, "--fault", fault):
             assert ended.code == code, ended.text
         # Damage is found before the step; a stop is agreed on in it, or while its batch is waited for.
         assert status(run)["step"] in ((3,) if code == 2 else (3, 4, 5))
@@ -158,7 +186,7 @@ def test_gradients_are_exchanged_with_the_last_part_alone_where_they_are_whole(
     tmp_path, backend, values, is_late
 ):
     words = ("--backend", backend, *settings(*values))
-    for ended in run_ranks(backend, 2, tmp_path, *words, program=REDUCED):
+    for ended in forked_ranks(backend, 2, tmp_path, *words, program=REDUCED):
         assert ended.code == 0, ended.text
     for rank in (0, 1):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
@@ -168,5 +196,5 @@ def test_gradients_are_exchanged_with_the_last_part_alone_where_they_are_whole(
 
 
 def test_parts_that_a_task_does_not_take_are_refused_in_words(tmp_path):
-    for ended in run_ranks("accelerate", 1, tmp_path / "run", "--adversarial", *IN_TWO):
+    for ended in forked_ranks("accelerate", 1, tmp_path / "run", "--adversarial", *IN_TWO):
         assert ended.code == 2 and "cannot be taken in parts" in ended.text and "Traceback" not in ended.text

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from forked import forked_ranks
 from ranks import (
     alive,
     column,
@@ -66,11 +67,11 @@ def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backen
         pytest.importorskip("pytorch_optimizer", reason="needs the extra [optimizers]")
     arguments = [*HALF, "--adversarial", *(word for value in values for word in ("--set", value))]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for ended in run_ranks(backend, num_ranks, whole, *arguments):
+    for ended in forked_ranks(backend, num_ranks, whole, *arguments):
         assert ended.code == 0, ended.text
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "step-0000010")
-    for ended in run_ranks(backend, num_ranks, parts, *arguments):
+    for ended in forked_ranks(backend, num_ranks, parts, *arguments):
         assert ended.code == 0, ended.text
     assert [record["name"] for record in records(parts, "event")].count("resumed") == 1
     for kind in ("step", "evaluation"):
@@ -85,7 +86,7 @@ def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(tmp_path, backen
 
 
 def test_an_average_of_split_weights_is_refused_in_words(tmp_path):
-    for ended in run_ranks(
+    for ended in forked_ranks(
         "deepspeed", 1, tmp_path / "run", "--set", "zero_stage=3", "--set", "ema_decay=0.9"
     ):
         assert ended.code == 2 and "set zero_stage to 2 or less, or ema_decay to 0" in ended.text
@@ -94,8 +95,8 @@ def test_an_average_of_split_weights_is_refused_in_words(tmp_path):
 @pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
 def test_one_rank_of_eight_and_two_ranks_of_four_have_the_same_losses(tmp_path, backend):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert run_ranks(backend, 1, one, "--no-noise")[0].code == 0
-    for ended in run_ranks(backend, 2, two, "--no-noise", *HALF):
+    assert forked_ranks(backend, 1, one, "--no-noise")[0].code == 0
+    for ended in forked_ranks(backend, 2, two, "--no-noise", *HALF):
         assert ended.code == 0, ended.text
     np.testing.assert_allclose(column(one, "loss"), column(two, "loss"), atol=1e-5, rtol=0)
     np.testing.assert_allclose(column(one, "gradient_norm"), column(two, "gradient_norm"), atol=1e-5, rtol=0)
@@ -139,6 +140,25 @@ def test_a_sigterm_to_one_rank_makes_both_save_and_leave_with_75(tmp_path):
     for ended in run_ranks("accelerate", 2, run, *HALF):
         assert ended.code == 0, ended.text
     assert column(run, "draws") == [8.0 * step for step in range(1, 11)]
+
+
+@pytest.mark.parametrize(("backend", "values"), [("accelerate", ()), ("deepspeed", ("zero_stage=1",))])
+def test_a_stop_in_the_last_evaluation_costs_one_more_start_and_no_more(tmp_path, backend, values):
+    """The third start has nothing to do, and the run is that of an unbroken one, manifest and all."""
+    words = (*HALF, *(word for value in ("max_steps=8", *values) for word in ("--set", value)))
+    for run, fault in ((tmp_path / "whole", ""), (tmp_path / "run", "late:5:1")):
+        ended = run_ranks(backend, 2, run, *words, "--fault", fault)
+        assert [each.code for each in ended] == [75 if fault else 0] * 2, ended
+    assert [record["step"] for record in records(run, "evaluation")] == [5]
+    texts = [run_ranks(backend, 2, run, *words)[0].text for _ in range(2)]
+    assert ["evaluating" in text for text in texts] == [True, False], texts
+    assert all("finished at step 8" in text and status(run)["state"] == "finished" for text in texts)
+    names = (f"step-{8:07d}/manifest.json", "BEST", "LATEST")
+    own, other = ([folder / "checkpoints" / name for name in names] for folder in (run, tmp_path / "whole"))
+    states = [json.loads(paths[0].read_text())["state"] for paths in (own, other)]
+    assert states[0] == states[1] and states[0]["evaluated"] == 8
+    assert [path.read_text() for path in own[1:]] == [path.read_text() for path in other[1:]]
+    assert records(run, "evaluation") == records(tmp_path / "whole", "evaluation")
 
 
 @pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])

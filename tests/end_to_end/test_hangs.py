@@ -120,6 +120,15 @@ def test_a_rank_whose_interpreter_is_held_for_ever_tells_where(tmp_path):
     assert "toy.py" in stacks(run, 1) and "_break" in stacks(run, 1)
 
 
+def test_a_rank_that_dies_when_it_is_asked_for_its_stacks_changes_nothing_of_the_end(tmp_path):
+    run = tmp_path / "run"
+    ended = run_ranks("accelerate", 2, run, *SOON, "--fault", "mute:5:1")
+    assert [each.code for each in ended] == [71, -signal.SIGQUIT], [each.text for each in ended]
+    reason = failed(run, 71)
+    assert "rank 1" in reason and "no sign of life" in reason
+    assert "most recent call first" in stacks(run, 0)
+
+
 def test_a_crash_of_one_rank_is_the_reason_on_the_other(tmp_path):
     run = tmp_path / "run"
     ended = run_ranks("accelerate", 2, run, *SOON, "--fault", "crash:5:1")
@@ -146,6 +155,17 @@ def test_a_rank_that_is_cut_off_in_the_last_save_ends_the_run_within_the_limit(t
     ]
     assert [each.code for each in ended] == [1, 1], [each.text for each in ended]
     assert "longer than comm_timeout_seconds=5" in failed(run, 1)
+
+
+@pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
+def test_a_rank_that_cannot_show_signs_of_life_ends_the_start_on_both_in_words(tmp_path, backend):
+    run = tmp_path / "run"
+    ended = [wait(each) for each in start_ranks(backend, 2, run, "no watch of one", *HALF, program=HELD)]
+    assert [each.code for each in ended] == [2, 2], [each.text for each in ended]
+    text = f"error: rank 1 cannot write {run}/heartbeats/rank00001.json (Permission denied), by which the ranks watch"
+    assert [each.text.count(text) for each in ended] == [1, 0]
+    assert "Traceback" not in ended[0].text + ended[1].text
+    assert not (run / "checkpoints").exists() and not (run / "stacks").exists() and not alive(run)
 
 
 def test_a_run_that_goes_well_leaves_no_trace_of_the_watch(tmp_path):

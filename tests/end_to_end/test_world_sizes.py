@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from ranks import column, records, run_ranks, status
+from forked import forked_ranks
+from ranks import column, records, status
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
@@ -37,7 +38,7 @@ def go_on(backend: str, num_ranks: int, run: Path, *values: str, step: int) -> N
     for folder in (run / "checkpoints").glob("step-*"):
         if int(folder.name[5:]) > step:
             shutil.rmtree(folder)
-    for ended in run_ranks(backend, num_ranks, run, *words(*values)):
+    for ended in forked_ranks(backend, num_ranks, run, *words(*values)):
         assert ended.code == 0, ended.text
     resumed = [record for record in records(run, "event") if record["name"] == "resumed"]
     assert resumed[-1]["step"] == step
@@ -47,7 +48,7 @@ def go_on(backend: str, num_ranks: int, run: Path, *values: str, step: int) -> N
 def test_two_ranks_go_on_as_one_and_four_and_as_two_again(tmp_path, backend, stage, precision):
     values = (f"zero_stage={stage}", f"precision={precision}")
     whole, run = tmp_path / "whole", tmp_path / "run"
-    for ended in run_ranks(backend, 2, whole, *words(*values)):
+    for ended in forked_ranks(backend, 2, whole, *words(*values)):
         assert ended.code == 0, ended.text
     shutil.copytree(whole, run)
     for num_ranks, step in ((1, 3), (4, 6), (2, 9)):
@@ -69,11 +70,11 @@ def test_two_ranks_go_on_as_one_and_four_and_as_two_again(tmp_path, backend, sta
 
 def test_weights_that_zero_3_has_split_are_refused_at_another_number_of_ranks_and_stay(tmp_path):
     run = tmp_path / "run"
-    for ended in run_ranks("deepspeed", 2, run, *words("zero_stage=3")):
+    for ended in forked_ranks("deepspeed", 2, run, *words("zero_stage=3")):
         assert ended.code == 0, ended.text
     before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()}
     shutil.rmtree(run / "checkpoints" / "step-0000012")
-    (ended,) = run_ranks("deepspeed", 1, run, *words("zero_stage=3"))
+    (ended,) = forked_ranks("deepspeed", 1, run, *words("zero_stage=3"))
     assert ended.code == 2 and "on 2 ranks, which split every weight" in ended.text, ended.text
     after = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()}
     assert after == {path: time for path, time in before.items() if "step-0000012" not in str(path)}

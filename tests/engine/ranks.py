@@ -54,6 +54,19 @@ def environment(**values: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PATH": path, **values}
 
 
+def variables(backend: str, num_ranks: int, parent_pid: int) -> list[dict[str, str]]:
+    """What the launcher of `backend` would set for each of its ranks, which `parent_pid` starts."""
+    if num_ranks == 1:
+        return [{}]
+    if backend == "deepspeed":
+        alike = {PARENT_VARIABLE: str(parent_pid)}
+        alike |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(num_ranks)}
+    else:
+        alike = {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(num_ranks)}
+    alike |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**alike, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+
+
 def start_ranks(
     backend: str, num_ranks: int, run: Path, *arguments: str, program: Path = TOY, output: Sequence[Any] = ()
 ) -> list[subprocess.Popen[str]]:
@@ -61,18 +74,8 @@ def start_ranks(
 
     `output` has where the words of each rank go, None for a pipe, as all of them do without it.
     """
-    port = str(free_port())
     processes = []
-    for rank in range(num_ranks):
-        values = {}
-        if num_ranks > 1:
-            values = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-            values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            if backend == "deepspeed":
-                values |= {PARENT_VARIABLE: str(os.getpid())}
-                values |= {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(num_ranks)}
-            else:
-                values |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": str(num_ranks)}
+    for rank, values in enumerate(variables(backend, num_ranks, os.getpid())):
         command = [sys.executable, str(program), str(run), *arguments]
         if num_ranks == 1:
             command += ["--backend", backend]

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ranks import column, records, run_ranks
+from forked import forked_ranks
+from ranks import column, records
 from test_guard import make_backend, snapshot
 from toy import ToyStream, ToyTask
 
@@ -27,7 +28,7 @@ ARGUMENTS = ("--no-noise", "--adversarial", "--set", "gradient_clipping=0.1")
 def reference(tmp_path_factory):
     """A run of the Accelerate backend on one rank."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    ended = run_ranks("accelerate", 1, run, *ARGUMENTS)[0]
+    ended = forked_ranks("accelerate", 1, run, *ARGUMENTS)[0]
     assert ended.code == 0, ended.text
     return run
 
@@ -36,7 +37,7 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_deepspeed_gives_the_numbers_of_accelerate(tmp_path, reference, zero_stage):
     run = tmp_path / "run"
-    ended = run_ranks("deepspeed", 1, run, *ARGUMENTS, "--set", f"zero_stage={zero_stage}")[0]
+    ended = forked_ranks("deepspeed", 1, run, *ARGUMENTS, "--set", f"zero_stage={zero_stage}")[0]
     assert ended.code == 0, ended.text
     assert min(column(reference, "gradient_norm_judge") + column(reference, "gradient_norm")) > 0.1
     for name in ("loss", "judge_loss", "gradient_norm", "gradient_norm_judge", "learning_rate"):
@@ -49,7 +50,7 @@ def test_deepspeed_gives_the_numbers_of_accelerate(tmp_path, reference, zero_sta
 @pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
 def test_bf16_is_close_to_fp32_and_not_the_same(tmp_path, reference, backend):
     run = tmp_path / "run"
-    ended = run_ranks(backend, 1, run, *ARGUMENTS, "--set", "precision=bf16")[0]
+    ended = forked_ranks(backend, 1, run, *ARGUMENTS, "--set", "precision=bf16")[0]
     assert ended.code == 0, ended.text
     np.testing.assert_allclose(column(run, "loss"), column(reference, "loss"), atol=0.02)
     assert column(run, "loss") != column(reference, "loss")
@@ -63,7 +64,9 @@ def test_bf16_is_close_to_fp32_and_not_the_same(tmp_path, reference, backend):
 def test_weights_that_lie_channels_last_train_alike_on_both_backends(tmp_path, zero_stage):
     expected, found = tmp_path / "accelerate", tmp_path / "deepspeed"
     for backend, run, stage in (("accelerate", expected, 0), ("deepspeed", found, zero_stage)):
-        ended = run_ranks(backend, 1, run, "--no-noise", "--channels-last", "--set", f"zero_stage={stage}")[0]
+        ended = forked_ranks(
+            backend, 1, run, "--no-noise", "--channels-last", "--set", f"zero_stage={stage}"
+        )[0]
         assert ended.code == 0, ended.text
     np.testing.assert_allclose(column(found, "loss"), column(expected, "loss"), atol=1e-6, rtol=0)
 
@@ -74,7 +77,7 @@ def test_weights_that_lie_channels_last_train_alike_on_both_backends(tmp_path, z
 def test_saved_weights_of_bf16_are_the_unrounded_masters(tmp_path, zero_stage, num_ranks):
     program = Path(__file__).with_name("bf16_weights.py")
     arguments = ("--set", f"zero_stage={zero_stage}")
-    for ended in run_ranks("deepspeed", num_ranks, tmp_path, *arguments, program=program):
+    for ended in forked_ranks("deepspeed", num_ranks, tmp_path, *arguments, program=program):
         assert ended.code == 0, ended.text
     for name in ("generator", "judge"):
         given, fresh, trained, live = (
@@ -130,7 +133,7 @@ def test_a_run_starts_from_the_weights_of_a_bf16_run_unrounded(tmp_path):
         (first, ("--set", "eval_every=100")),
         (second, (*values, "--init-from", str(first))),
     ):
-        ended = run_ranks("deepspeed", 1, run, "--set", "precision=bf16", *arguments)[0]
+        ended = forked_ranks("deepspeed", 1, run, "--set", "precision=bf16", *arguments)[0]
         assert ended.code == 0, ended.text
     given = load_file(first / "checkpoints" / "step-0000010" / "generator.safetensors")
     found = load_file(second / "checkpoints" / "step-0000002" / "generator.safetensors")

@@ -26,6 +26,7 @@ from enhancer.engine.retention import Retention
 from hparams.errors import UserError
 
 HERE = Path(__file__).parent
+EVALUATED = replace(state_at(5), evaluated=5, best=1.0, best_step=5, stale=0)
 
 
 def saved(folder: Path, *steps: int, keep: int = 9) -> Checkpoints:
@@ -157,9 +158,98 @@ def test_saving_the_same_step_again_changes_nothing_but_best(tmp_path):
 
 def test_a_whole_checkpoint_is_never_replaced_by_one_of_the_same_step(tmp_path):
     checkpoints = saved(tmp_path, 5)
-    evaluated = replace(state_at(5), evaluated=5, best=1.0)
-    checkpoints.save(evaluated, TinyBackend(before_write=full_disk), is_best=True)
+    checkpoints.save(EVALUATED, TinyBackend(before_write=full_disk), is_best=True)
+    other = TinyBackend()
+    checkpoints.restore(checkpoints.latest_valid(), other)
+    assert torch.equal(other.values, torch.full((100,), 5.0))
+
+
+def looked_at(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of the last change of every file but the manifest."""
+    stats = {path.name: path.stat() for path in folder.iterdir() if path.name != MANIFEST}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+@pytest.mark.parametrize("is_best", [False, True])
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_an_evaluation_after_the_save_is_written_into_the_manifest_alone(tmp_path, is_best, is_restored):
+    checkpoints = saved(tmp_path, 5)
+    folder = checkpoints.folder / "step-0000005"
+    before, record = looked_at(folder), verify(folder).record
+    if is_restored:
+        checkpoints = checkpoints_in(tmp_path)
+        checkpoints.restore(checkpoints.latest_valid(), TinyBackend())
+    if is_best:
+        checkpoints.save(EVALUATED, TinyBackend(), is_best=True)
+    else:
+        checkpoints.amend(EVALUATED)
+    assert looked_at(folder) == before
+    assert (verify(folder).state, verify(folder).record) == (EVALUATED, record)
+    # What it was trained on since is another matter: those steps were skipped, and are taken again from here.
+    checkpoints.amend(replace(EVALUATED, draws=999, skipped=1))
+    assert verify(folder).state == EVALUATED
+    assert names(tmp_path) == ["BEST"] * is_best + ["LATEST", "step-0000005"]
+
+
+def test_an_evaluation_at_a_step_without_a_checkpoint_changes_none(tmp_path):
+    checkpoints = saved(tmp_path, 4)
+    checkpoints.amend(EVALUATED)
+    assert checkpoints.latest_valid().state == state_at(4)
+    assert names(tmp_path) == ["LATEST", "step-0000004"]
+
+
+def test_a_manifest_that_cannot_be_amended_stays_as_it_was(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("enhancer.engine.atomic.os.fsync", lambda descriptor: full_disk())
+        with pytest.raises(SaveError, match=r"step-0000005 is saved, but .* No space left.*evaluate again"):
+            checkpoints.amend(EVALUATED)
     assert checkpoints.latest_valid().state == state_at(5)
+    checkpoints.amend(EVALUATED)
+    assert checkpoints.latest_valid().state == EVALUATED
+
+
+@pytest.mark.parametrize("num_renames", range(4))
+def test_a_kill_at_any_moment_of_amending_is_mended_by_evaluating_again(tmp_path, num_renames):
+    """Manifest, BEST and LATEST are renamed one after another; the next one is where the process dies."""
+    saved(tmp_path, 3, 4, 5).save(replace(state_at(3), evaluated=3, best=2.0, best_step=3), TinyBackend())
+    checkpoints = checkpoints_in(tmp_path)
+    checkpoints.save(state_at(3), TinyBackend(), is_best=True)
+    child = os.fork()
+    if child == 0:
+        left, rename = [None] * num_renames, os.replace
+
+        def replace_or_die(source, target):
+            if not left:
+                os._exit(9)
+            left.pop()
+            rename(source, target)
+
+        os.replace = replace_or_die
+        checkpoints_in(tmp_path).save(EVALUATED, TinyBackend(), is_best=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if num_renames < 3 else 0)
+
+    checkpoints = checkpoints_in(tmp_path)
+    state = checkpoints.restore(checkpoints.latest_valid(), TinyBackend())
+    assert state == (EVALUATED if num_renames else state_at(5))
+    if state.evaluated < state.step:
+        checkpoints.save(EVALUATED, TinyBackend(), is_best=True)
+    assert checkpoints.latest_valid().state == EVALUATED
+    assert (checkpoints.folder / "BEST").read_text() == "step-0000005\n"
+    assert not list(checkpoints.folder.rglob(".*.tmp-*"))
+
+
+def test_a_kill_between_a_checkpoint_and_its_pointer_is_mended_by_the_restart(tmp_path):
+    checkpoints = saved(tmp_path, 3)
+    checkpoints.save(EVALUATED, TinyBackend(), is_best=True)
+    for found in ("step-0000003\n", "step-00\x10", None):
+        if found is None:
+            (checkpoints.folder / "BEST").unlink()
+        else:
+            (checkpoints.folder / "BEST").write_text(found)
+        checkpoints.restore(checkpoints.latest_valid(), TinyBackend())
+        assert (checkpoints.folder / "BEST").read_text() == "step-0000005\n"
 
 
 def test_a_damaged_step_is_written_anew_when_training_comes_by_again(tmp_path):
@@ -210,12 +300,17 @@ def full_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path):
+def quota_used_up() -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+@pytest.mark.parametrize(
+    ("refuse", "words"), [(full_disk, "No space left"), (quota_used_up, "Disk quota exceeded")]
+)
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path, refuse, words):
     checkpoints = saved(tmp_path, 1)
-    with pytest.raises(
-        SaveError, match=r"step-0000002.*No space left.*step-0000001, is untouched.*Make room"
-    ):
-        checkpoints.save(state_at(2), TinyBackend(before_write=full_disk))
+    with pytest.raises(SaveError, match=rf"step-0000002.*{words}.*step-0000001, is untouched.*Make room"):
+        checkpoints.save(state_at(2), TinyBackend(before_write=refuse))
     assert names(tmp_path) == ["LATEST", "step-0000001"]
     assert checkpoints.latest_valid().state == state_at(1)
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -195,6 +196,23 @@ def test_a_checkpoint_that_another_run_left_under_the_same_name_is_replaced(url,
     fetched(remote_at(url), tmp_path / "third")
     manifest = verify(tmp_path / "third" / "checkpoints" / "step-0000001")
     assert manifest.record["fingerprint"] == "corpora-2"
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_of_an_amended_checkpoint_the_manifest_alone_is_sent_again(url, tmp_path, is_restarted):
+    remote, run = remote_at(url), tmp_path / "run"
+    checkpoints = copied(remote, run, 1)
+    if is_restarted:
+        checkpoints = copied(remote, run)
+        checkpoints.restore(checkpoints.latest_valid(), TinyBackend())
+        assert checkpoints.finish_copies(SECONDS)
+    remote.sent.clear()
+    evaluated = replace(state_at(1), evaluated=1, stale=1)
+    checkpoints.amend(evaluated)
+    assert checkpoints.finish_copies(SECONDS)
+    assert [name for name in remote.sent if "step-" in name] == [f"checkpoints/step-0000001/{MANIFEST}"]
+    fetched(remote, tmp_path / "second")
+    assert checkpoints_in(tmp_path / "second").latest_valid().state == evaluated
 
 
 def test_an_error_of_the_protocol_can_go_to_other_ranks():

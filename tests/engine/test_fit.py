@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shutil
 import sys
 import time
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import column, records, status
 from toy import ToyStream, ToyTask, toy_hparams
 
+from enhancer.engine import monitor
 from enhancer.engine.clock import Clock, crossed
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.session import Options, train
@@ -226,6 +229,62 @@ def test_an_evaluation_cut_short_is_done_after_the_resume(session, tmp_path):
     assert [record["step"] for record in records(run, "evaluation")] == [5, 10]
 
 
+def state_of(run: Path, step: int) -> dict[str, object]:
+    return json.loads((run / "checkpoints" / f"step-{step:07d}" / "manifest.json").read_text())["state"]
+
+
+class Judged(ToyTask):
+    """Finds the next of `errors` at each evaluation."""
+
+    def __init__(self, *errors: float) -> None:
+        super().__init__()
+        self.errors, self.error = list(errors), 0.0
+
+    def evaluate(self, modules, batch):
+        if 0 in batch["item"]:
+            self.error = self.errors.pop(0)
+        return [{"error": self.error} for _ in batch["item"]]
+
+
+@pytest.mark.parametrize("last", [0.5, 2.0])
+@pytest.mark.parametrize("more", ["early_stop_patience=0", "lr_plateau_patience=1"])
+def test_the_last_evaluation_is_done_once_more_where_it_was_cut_short_and_never_again(
+    session, tmp_path, last, more
+):
+    """The run is then what it is without the stop, also where it goes on: BEST stays with the better step."""
+    values, run = ("max_steps=8", more), tmp_path / "run"
+    assert session(*values, folder="whole", task=Judged(1.0, last)) == 0
+    assert session(*values, task=Judged(1.0, last), fault="late:5:0") == 75
+    assert (state_of(run, 8)["evaluated"], status(run)["state"]) == (5, "preempted")
+    assert session(*values, task=Judged(last)) == 0
+    assert state_of(run, 8) == state_of(tmp_path / "whole", 8)
+    assert state_of(run, 8)["best_step"] == (8 if last < 1 else 5)
+    assert session(*values, task=Judged()) == 0  # An evaluation would fail.
+    assert [record["step"] for record in records(run, "evaluation")] == [5, 8]
+    for folder in ("run", "whole"):
+        assert session("max_steps=12", more, folder=folder, task=Judged(1.5, 1.5)) == 0
+        best = (tmp_path / folder / "checkpoints" / "BEST").read_text()
+        assert best == ("step-0000008\n" if last < 1 else "step-0000005\n")
+    assert state_of(run, 12) == state_of(tmp_path / "whole", 12)
+    for kind in ("step", "evaluation"):
+        assert records(run, kind) == records(tmp_path / "whole", kind)
+
+
+def test_an_evaluation_that_was_done_again_in_mid_run_is_not_lost_by_a_crash_after_it(session, tmp_path):
+    """Cut short at the step of a checkpoint, done by the next start, which dies before it saves again."""
+    assert session(folder="whole", task=Judged(1.0, 2.0)) == 0
+    assert session(task=Judged(1.0), fault="late:0:0") == 75
+    run = tmp_path / "run"
+    assert state_of(run, 5)["evaluated"] == 0
+    with pytest.raises(KeyError):
+        session(task=Judged(1.0), fault="crash:7:0")
+    assert state_of(run, 5) == state_of(tmp_path / "whole", 5)
+    assert session(task=Judged(2.0)) == 0
+    assert state_of(run, 10) == state_of(tmp_path / "whole", 10)
+    assert (run / "checkpoints" / "BEST").read_text() == "step-0000005\n"
+    assert records(run, "evaluation") == records(tmp_path / "whole", "evaluation")
+
+
 def test_several_updates_a_batch_are_several_steps(session, tmp_path):
     class Truncated(ToyTask):
         def step(self, modules, batch, update):
@@ -281,35 +340,60 @@ def test_a_cadence_is_kept_by_batches_of_several_steps(before, now, every, expec
     assert crossed(before, now, every) is expected
 
 
-def refuse_writes(monkeypatch, text: str, after: int) -> None:
-    """Make every write of a checkpoint's file fail with `text` once `after` of them are done."""
+def refuse_writes(monkeypatch, number: int, after: int) -> None:
+    """Make every write of a checkpoint's file fail with error `number` once `after` of them are done."""
     done = []
 
     def write(path, content):
         if len(done) >= after:
-            raise OSError(errno.ENOSPC, text)
+            raise OSError(number, os.strerror(number))
         done.append(path)
         write_file(path, content)
 
     monkeypatch.setattr("enhancer.engine.checkpoint.write_file", write)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_in_the_middle_of_a_write_beside_training_ends_the_run_and_leaves_no_half(
-    session, tmp_path, capfd, monkeypatch
+    session, tmp_path, capfd, monkeypatch, number
 ):
     # A checkpoint of the toy has three files, so the second one is cut in its middle.
-    refuse_writes(monkeypatch, "No space left on device", after=4)
+    refuse_writes(monkeypatch, number, after=4)
     assert session("max_steps=100000", "eval_every=100000", "save_every=2") == 2
     run = tmp_path / "run"
     ended = status(run)
     assert (ended["state"], ended["exit_code"]) == ("failed", 2)
     for text in (ended["reason"], capfd.readouterr().err):
-        assert "step-0000004 could not be written" in text and "No space left" in text
+        assert "step-0000004 could not be written" in text and os.strerror(number) in text
         assert "step-0000002, is untouched" in text
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["LATEST", "step-0000002"]
     assert events(run, "saved") == [2]
     monkeypatch.undo()
     assert session(f"max_steps={ended['step'] + 1}", "eval_every=100000", "save_every=2") == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_records_on_a_full_disk_end_the_run_with_the_steps_saved(
+    session, tmp_path, capfd, monkeypatch, number
+):
+    append = monitor.records.append
+
+    def append_some(path, lines):
+        if '"step": 3,' in lines[-1]:
+            raise OSError(number, os.strerror(number))
+        append(path, lines)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.records, "append", append_some)
+        assert session() == 2
+    run = tmp_path / "run"
+    reason = f"{run}/metrics.jsonl cannot be written ({os.strerror(number)}); make room or mend the disk"
+    ended = status(run)
+    assert (ended["state"], ended["exit_code"]) == ("failed", 2)
+    assert reason in ended["reason"] and reason in capfd.readouterr().err
+    assert state_of(run, ended["step"])["step"] == ended["step"] >= 3
+    assert session() == session(folder="whole") == 0
+    assert column(run, "loss")[-2:] == column(tmp_path / "whole", "loss")[-2:]
 
 
 @pytest.mark.parametrize("fault", ["term:6:0", "damage:6:0"])

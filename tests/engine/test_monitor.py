@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import torch
 from scipy.io import wavfile
 
 from enhancer.engine import monitor as monitor_module
+from enhancer.engine.board import Board
 from enhancer.engine.console import BarConsole, PlainConsole, left_text, open_console, values_text
 from enhancer.engine.monitor import Monitor
+from enhancer.engine.own_files import OwnFiles
 from hparams.errors import UserError
 
 
@@ -159,6 +162,33 @@ def test_a_console_that_cannot_be_written_is_a_failure_like_any_other(tmp_path):
         command = [sys.executable, "-c", code, str(tmp_path)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=True)
     assert done.stderr.startswith("standard output cannot be written (No space left on device); make room")
+
+
+def test_a_console_that_nobody_reads_any_more_is_not_told_to_make_room(tmp_path):
+    failures: list[str] = []
+    files = OwnFiles(failures.append)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with files.kept("standard output"):
+        os.write(writer, b"hello")
+    os.close(writer)
+    assert failures == [files.failure]
+    assert "standard output cannot be written (Broken pipe); what read it has ended" in failures[0]
+    assert "room" not in failures[0] and "disk" not in failures[0]
+
+
+def test_what_comes_after_the_end_of_a_board_is_dropped(tmp_path):
+    files = OwnFiles(lambda text: pytest.fail(text))
+    for folder in ("fresh", "used"):
+        board = Board(tmp_path / folder, 1, files)
+        if folder == "used":
+            board.write(lambda writer: writer.add_scalar("x", 1.0, 1))
+        board.close()
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*tfevents*")}
+        board.write(lambda writer: writer.add_scalar("x", 2.0, 2))
+        board.close()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*tfevents*")} == before
+    assert len(before) == 1
 
 
 def test_an_evaluation_has_the_means_the_intervals_and_every_item(tmp_path, capsys):

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+from forked import forked_ranks
 from optimizer_steps import FROZEN, FrozenTask, save, train_generator
-from ranks import column, records, run_ranks
+from ranks import column, records
 from test_guard import make_backend
 from toy import ToyStream, ToyTask, toy_hparams
 
@@ -77,7 +78,7 @@ def test_accelerate_moves_the_weights_that_it_should_and_no_others(tmp_path, opt
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_deepspeed_moves_the_weights_that_it_should_and_no_others(tmp_path, optimizer, precision):
     values = words(f"optimizer={optimizer}", f"precision={precision}")
-    ended = run_ranks("deepspeed", 1, tmp_path, *values, program=PROGRAM)[0]
+    ended = forked_ranks("deepspeed", 1, tmp_path, *values, program=PROGRAM)[0]
     assert ended.code == 0, ended.text
     assert changed(tmp_path) == ALL_OF_THE_GENERATOR
 
@@ -94,7 +95,7 @@ def test_both_backends_and_two_ranks_have_the_same_losses(tmp_path, values, num_
     runs = {"accelerate": 1, "deepspeed": num_ranks}
     for backend, count in runs.items():
         sizes = words(*values, f"batch_size_per_gpu={8 // count}")
-        for ended in run_ranks(backend, count, tmp_path / backend, "--no-noise", *sizes):
+        for ended in forked_ranks(backend, count, tmp_path / backend, "--no-noise", *sizes):
             assert ended.code == 0, ended.text
     for name in ("loss", "learning_rate"):
         first, second = (column(tmp_path / backend, name) for backend in runs)
@@ -106,11 +107,11 @@ def test_both_backends_and_two_ranks_have_the_same_losses(tmp_path, values, num_
 @pytest.mark.parametrize("backend", ["accelerate", "deepspeed"])
 def test_one_rank_goes_on_with_a_run_of_muon_on_two(tmp_path, backend):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert run_ranks(backend, 1, one, "--no-noise", *words(*TWO_RATES))[0].code == 0
-    for ended in run_ranks(backend, 2, two, "--no-noise", *words(*TWO_RATES, "batch_size_per_gpu=4")):
+    assert forked_ranks(backend, 1, one, "--no-noise", *words(*TWO_RATES))[0].code == 0
+    for ended in forked_ranks(backend, 2, two, "--no-noise", *words(*TWO_RATES, "batch_size_per_gpu=4")):
         assert ended.code == 0, ended.text
     shutil.rmtree(two / "checkpoints" / "step-0000010")
-    ended = run_ranks(backend, 1, two, "--no-noise", *words(*TWO_RATES))[0]
+    ended = forked_ranks(backend, 1, two, "--no-noise", *words(*TWO_RATES))[0]
     assert ended.code == 0, ended.text
     np.testing.assert_allclose(column(two, "loss"), column(one, "loss"), atol=2e-5, rtol=0)
 

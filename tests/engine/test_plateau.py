@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ranks import column, records, run_ranks, status
+from forked import forked_ranks
+from ranks import column, records, status
 from toy import ToyStream, ToyTask, toy_hparams
 
 from enhancer.engine.session import Options, train
@@ -137,7 +138,7 @@ def test_deepspeed_has_the_rates_and_the_end_of_accelerate_also_after_a_resume(
     words = ["--no-noise", *(word for value in values for word in ("--set", value))]
     for backend in ("accelerate", "deepspeed"):
         stage = ["--set", f"zero_stage={zero_stage}"] if backend == "deepspeed" else []
-        for ended in run_ranks(backend, num_ranks, tmp_path / backend, *words, *stage):
+        for ended in forked_ranks(backend, num_ranks, tmp_path / backend, *words, *stage):
             assert ended.code == 0, ended.text
     first, second = (status(tmp_path / backend) for backend in ("accelerate", "deepspeed"))
     assert (first["state"], first["reason"].split("(")[0]) == (
@@ -150,7 +151,7 @@ def test_deepspeed_has_the_rates_and_the_end_of_accelerate_also_after_a_resume(
     assert column(tmp_path / "deepspeed", "learning_rate") == pytest.approx(rates, rel=1e-12)
     assert len(set(rates[4:])) > 2
     parts = back_to(tmp_path / "deepspeed", 18, tmp_path / "parts")
-    for ended in run_ranks("deepspeed", num_ranks, parts, *words, "--set", f"zero_stage={zero_stage}"):
+    for ended in forked_ranks("deepspeed", num_ranks, parts, *words, "--set", f"zero_stage={zero_stage}"):
         assert ended.code == 0, ended.text
     for kind in ("step", "evaluation"):
         assert records(parts, kind) == records(tmp_path / "deepspeed", kind)

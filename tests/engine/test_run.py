@@ -133,12 +133,13 @@ def test_status_has_the_exit_code(tmp_path, state, code, expected):
     run.close()
 
 
-def test_status_is_told_on_a_full_disk_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_status_is_told_on_a_full_disk_too(tmp_path, monkeypatch, number):
     run = Run.open(tmp_path, HParams())
     run.status("running", 1, "a reason longer than the next")
 
     def refuse(path, text, is_durable=True):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(atomic, "write_text", refuse)
     run.status("failed", 2)

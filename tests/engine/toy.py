@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -140,9 +141,11 @@ def example(draw: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class ToyStream:
-    """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step),
-    damage, term, kill, stop (that signal to itself), crash (an error that nobody expects), stall (no batch ever),
-    hold (the same, with the interpreter held) or full (no file of this rank may grow any more)."""
+    """Draws in order; `fault` is KIND:STEP:RANK with KIND nan (from that step on), once (a NaN in that step), tail (the
+    same, in its last row), gap (its draws are passed over, on every rank), damage, term, kill, stop (that signal to
+    itself), crash (an error that nobody expects), stall (no batch ever), hold (the same, with the interpreter held),
+    mute (the same, and a request for its stacks kills it), full (no file of this rank may grow any more) or late
+    (SIGTERM to itself in the first evaluation after that step)."""
 
     rank: int = 0
     world_size: int = 1
@@ -150,11 +153,14 @@ class ToyStream:
     fault: str = ""
     step_seconds: float = 0.0
     fingerprint: str = "toy"
+    steps: int = 0
+    """Batches given, those of starts before included."""
 
     def from_draw(self, draw: int) -> Iterator[Batch]:
         kind, at, rank = self.fault.split(":") if self.fault else ("", "-1", "-1")
         step = draw // (self.world_size * self.batch_size)
         while True:
+            step += kind == "gap" and step == int(at)
             first = step * self.world_size * self.batch_size + self.rank * self.batch_size
             draws = list(range(first, first + self.batch_size))
             pairs = [example(number, seed=1) for number in draws]
@@ -166,12 +172,16 @@ class ToyStream:
             time.sleep(self.step_seconds)
             if self.rank == int(rank):
                 _break(kind, step, int(at), batch)
-            yield batch
             step += 1
+            self.steps = step
+            yield batch
 
     def validation(self) -> Iterator[Batch]:
         share = self.world_size * self.batch_size
+        kind, at, rank = self.fault.split(":") if self.fault else ("", "-1", "-1")
         for first in range(0, NUM_ITEMS, share):
+            if kind == "late" and self.rank == int(rank) and self.steps > int(at):
+                os.kill(os.getpid(), signal.SIGTERM)
             items = [first + self.rank * self.batch_size + row for row in range(self.batch_size)]
             pairs = [example(item, seed=2) for item in items]
             yield {
@@ -184,6 +194,8 @@ class ToyStream:
 def _break(kind: str, step: int, at: int, batch: Batch) -> None:
     if (kind == "nan" and step >= at) or (kind == "once" and step == at):
         batch["mixture"][0, 0] = float("nan")
+    elif kind == "tail" and step == at:
+        batch["mixture"][-1, 0] = float("nan")
     elif step != at:
         return
     elif kind == "damage":
@@ -194,7 +206,9 @@ def _break(kind: str, step: int, at: int, batch: Batch) -> None:
         raise KeyError("a mistake in the code")
     elif kind == "stall":
         time.sleep(1000)
-    elif kind == "hold":
+    elif kind in ("hold", "mute"):
+        if kind == "mute":
+            faulthandler.unregister(signal.SIGQUIT)
         ctypes.PyDLL(None).sleep(1000)
     elif kind in SIGNALS:
         os.kill(os.getpid(), SIGNALS[kind])
