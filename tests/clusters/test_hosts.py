@@ -74,7 +74,9 @@ def test_a_cut_link_ends_both_sides_in_time_with_the_reason_and_the_same_command
     run = tmp_path / "run"
     words = words_for(machines, run, corpora, tmp_path)
     submitted = Submitted(words, tmp_path / "first.log")
-    wait_until(lambda: status(run).get("step", 0) >= 7, 300, submitted.told)
+    # A checkpoint is written beside the steps that follow it, so it may be there later than they are.
+    is_saved = (run / "checkpoints" / "step-0000005").is_dir
+    wait_until(lambda: is_saved() and status(run).get("step", 0) >= 7, 300, submitted.told)
     machines.set_link(2, "down")
     cut = time.monotonic()
     try:
