@@ -15,7 +15,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import memory_steps
-from ranks import run_ranks
+from forked import forked_ranks
 from toy import toy_hparams
 
 from data_shards import damages, mix, pitch_recipe
@@ -146,7 +146,7 @@ def test_activations_are_told_within_a_tenth(name, values):
 def test_weights_masters_gradients_and_states_are_those_of_a_real_step(tmp_path, backend, ranks, values):
     """Rank 0's gradients reach into a weight that it shares with rank 1, which is then held whole."""
     arguments = [word for value in values for word in ("--set", value)]
-    ended = run_ranks(backend, ranks, tmp_path / "found", *arguments, program=Path(memory_steps.__file__))
+    ended = forked_ranks(backend, ranks, tmp_path / "found", *arguments, program=Path(memory_steps.__file__))
     assert ended[0].code == 0, ended[0].text
     found = json.loads((tmp_path / "found").read_text())
     hp, modules = toy_hparams(*values), memory_steps.modules()
