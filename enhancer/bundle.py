@@ -8,6 +8,7 @@ hyper-parameters of the run (`hparams`) and of each module that it works with (`
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from hparams.schema import HParams
 
 FORMAT = "wavewright bundle 1"
 HPARAMS = "hparams"
+STEP = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def read_bundle(path: Path) -> Bundle:
             f"{path} is no bundle: its format is {metadata.get('format', 'not said')!s:.60}, needed {FORMAT}. Give a "
             "run folder, or what `launch/export.py --format bundle` wrote"
         )
-    if not {HPARAMS, "step", "checkpoint"} <= metadata.keys() or not metadata["step"].isdecimal():
+    if not {HPARAMS, "step", "checkpoint"} <= metadata.keys() or not STEP.fullmatch(metadata["step"]):
         raise UserError(f"{path} lacks its hyper-parameters, step or checkpoint; export the run again")
     if metadata.get("sha256") != _digest(weights):
         raise UserError(f"{path} is changed: its weights are not those that were written; copy it again")

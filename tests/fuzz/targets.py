@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.fuzz import targets_audio, targets_corpus, targets_run, targets_text
+from tests.fuzz import targets_audio, targets_corpus, targets_frozen, targets_run, targets_text
 
 
 def shares(names: Sequence[str], count: int) -> dict[str, int]:
@@ -15,4 +15,10 @@ def shares(names: Sequence[str], count: int) -> dict[str, int]:
     return counts
 
 
-TARGETS = {**targets_text.TARGETS, **targets_corpus.TARGETS, **targets_audio.TARGETS, **targets_run.TARGETS}
+TARGETS = {
+    **targets_text.TARGETS,
+    **targets_corpus.TARGETS,
+    **targets_audio.TARGETS,
+    **targets_run.TARGETS,
+    **targets_frozen.TARGETS,
+}
