@@ -48,17 +48,24 @@ def sources_of(hp: HParams) -> dict[str, Path]:
     return {"stage1": hp.task.stage1_run, "denoiser": hp.task.denoiser_run}
 
 
-def has_frozen(run_dir: Path, hp: HParams) -> bool:
-    """Whether the modules that a run of `hp` works with are in `run_dir`, from the runs that it names."""
+def require_frozen(run_dir: Path, hp: HParams) -> None:
+    """Raises UserError where `run_dir` has no modules of the runs that `hp` names.
+
+    Such as a run with checkpoints was trained with can be had from nowhere else: the runs may have gone on since.
+    """
     folder = run_dir / FROZEN
     if not folder.is_dir():
-        return False
+        raise _missing(folder, hp)
     try:
         record = read_manifest(folder).record
     except DamagedCheckpoint as error:
         raise _unusable(error) from error
     named = {name: str(run) for name, run in sources_of(hp).items()}
-    return {name: source.get("run") for name, source in record.get(SOURCES, {}).items()} == named
+    found = {name: source.get("run") for name, source in record.get(SOURCES, {}).items()}
+    if found != named:
+        raise UserError(
+            f"{folder} holds modules of {found}, but the run names {named}; copy the whole run folder again"
+        )
 
 
 def write_frozen(run_dir: Path, modules: Mapping[str, FrozenModule]) -> None:
@@ -89,10 +96,7 @@ def read_frozen(run_dir: Path, hp: HParams) -> dict[str, nn.Module]:
         return {}
     folder = run_dir / FROZEN
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is missing, which holds the modules that the run works with ({', '.join(names)}); copy the "
-            "whole run folder again"
-        )
+        raise _missing(folder, hp)
     try:
         listed = verify(folder).files
     except DamagedCheckpoint as error:
@@ -107,6 +111,11 @@ def read_frozen(run_dir: Path, hp: HParams) -> dict[str, nn.Module]:
         task = task_of(load_resolved(folder / hparams_file))
         modules[name] = built(task, read_weights_file(folder / file), folder / file, folder / hparams_file)
     return {name: module.eval() for name, module in modules.items()}
+
+
+def frozen_hparams(run_dir: Path, hp: HParams) -> dict[str, HParams]:
+    """The hyper-parameters of the modules in `run_dir`, which `read_frozen` has found whole. Raises UserError."""
+    return {name: load_resolved(run_dir / FROZEN / f"{name}.yaml") for name in sources_of(hp)}
 
 
 def task_of(hp: HParams) -> Any:
@@ -128,6 +137,13 @@ def built(task: Any, weights: Mapping[str, Tensor], file: Path, hparams_file: Pa
     except RuntimeError as error:
         raise UserError(f"{file} holds another model than {hparams_file} says: {error}") from error
     return module
+
+
+def _missing(folder: Path, hp: HParams) -> UserError:
+    return UserError(
+        f"{folder} is missing, which holds the modules that the run works with ({', '.join(sources_of(hp))}); copy the "
+        "whole run folder again"
+    )
 
 
 def _unusable(error: Exception) -> UserError:

@@ -25,16 +25,21 @@ HOW_TO_TRAIN = {
 def frozen_constants(hp: HParams, run_folder: Path, is_writer: bool) -> dict[str, Any]:
     """The modules that a run of `hp` in `run_folder` works with, by name; none for most tasks.
 
-    They are those in its folder. Where there are none yet, they are taken from the runs that `hp` names, and the
-    `is_writer` copies them. Raises UserError where these are not there, not finished or of another kind, and OSError.
+    Those in its folder are what its checkpoints were trained with. Until it has a checkpoint, they are taken anew from
+    the runs that `hp` names, and the `is_writer` copies them. Raises UserError where they are not there, not finished
+    or of another kind, and OSError.
     """
-    from enhancer.frozen import has_frozen, read_frozen, sources_of, write_frozen
+    from enhancer.engine.manifest import committed
+    from enhancer.frozen import frozen_hparams, read_frozen, require_frozen, sources_of, write_frozen
 
     sources = sources_of(hp)
     if not sources:
         return {}
-    if has_frozen(run_folder, hp):
+    if committed(run_folder / "checkpoints"):
+        require_frozen(run_folder, hp)
         modules: dict[str, Any] = read_frozen(run_folder, hp)
+        for name, own in frozen_hparams(run_folder, hp).items():
+            _require_alike(name, sources[name], own, hp)
         return modules
     taken = {name: _taken(name, run, hp) for name, run in sources.items()}
     if is_writer:
@@ -44,6 +49,7 @@ def frozen_constants(hp: HParams, run_folder: Path, is_writer: bool) -> dict[str
 
 def _taken(name: str, run: Path, hp: HParams) -> FrozenModule:
     """The best module of the finished run `run`. Raises UserError."""
+    from enhancer.engine.session_end import say
     from enhancer.engine.status import read_status
     from enhancer.frozen import FrozenModule
     from enhancer.inference import load_run
@@ -51,16 +57,12 @@ def _taken(name: str, run: Path, hp: HParams) -> FrozenModule:
 
     key = f"task.{name}_run"
     if not (run / "hparams.yaml").is_file():
-        found = "holds no hparams.yaml" if run.is_dir() else "is not there"
+        found = "holds no hparams.yaml" if run.is_dir() else "is a file" if run.is_file() else "is not there"
         raise UserError(
             f"{key} is {run}, which {found}; needed the folder of a finished run. Train one with "
             f"`{HOW_TO_TRAIN[name]}`, or give --set {key}=FOLDER"
         )
     own = load_resolved(run / "hparams.yaml")
-    if own.task.name != SOURCE_TASKS[name]:
-        raise UserError(
-            f"{key} {run} is a run of task {own.task.name}; needed one of task {SOURCE_TASKS[name]}"
-        )
     _require_alike(name, run, own, hp)
     status = read_status(run)
     if status is None or status["state"] != "finished":
@@ -70,17 +72,30 @@ def _taken(name: str, run: Path, hp: HParams) -> FrozenModule:
             "to end it where it is, give that command --set max_steps=STEP with the last step it has saved"
         )
     trained = load_run(run)
+    for note in trained.notes:
+        say(f"{key} {run}: {note}")
+    say(f"{key}: {trained.checkpoint.name} of {run}")
     return FrozenModule(trained.hp, trained.module, str(run), trained.checkpoint.name)
 
 
 def _require_alike(name: str, run: Path, own: HParams, hp: HParams) -> None:
-    """Raises UserError where the run hears other audio than this one."""
+    """Raises UserError where the run is of another task, or hears other audio than this one."""
     key = f"task.{name}_run"
+    if own.task.name != SOURCE_TASKS[name]:
+        raise UserError(
+            f"{key} {run} is a run of task {own.task.name}; needed one of task {SOURCE_TASKS[name]}"
+        )
     if name == "denoiser":
         if own.wav_rate != hp.wav_rate:
             raise UserError(
                 f"{key} {run} was trained at {own.wav_rate} Hz, but wav_rate is {hp.wav_rate}; train a denoiser at "
                 f"this rate: --hparams base_small --set wav_rate={hp.wav_rate}"
+            )
+        if own.hop_size != hp.hop_size:
+            # Chunks end where frames of both end: the least common multiple of the two would be seconds.
+            raise UserError(
+                f"{key} {run} has hop_size {own.hop_size}, but hop_size of this run is {hp.hop_size}; train a denoiser "
+                f"with this one: --hparams base_small --set hop_size={hp.hop_size}"
             )
         return
     differing = [field for field in MEL_FIELDS if getattr(own, field) != getattr(hp, field)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from enhancer.engine.average import AVERAGE
 from enhancer.engine.backend import WEIGHTS
 from enhancer.engine.checkpoint import Checkpoint
-from enhancer.engine.manifest import DamagedCheckpoint, verify
+from enhancer.engine.manifest import FROZEN, MANIFEST, DamagedCheckpoint, verify
 from enhancer.engine.pointers import BEST, LATEST, read_pointer
 from enhancer.engine.weights import read_weights_file
 from hparams.errors import UserError
@@ -44,13 +45,20 @@ def check_resume(
     describe: Mapping[str, Any],
     fingerprint: str,
     allow_data_change: bool = False,
+    frozen: str = "",
 ) -> None:
     """Refuse, before anything is lost, to go on where the outcome would not be the same run.
 
     Hyper-parameters that do not fit, `Run.open` has refused before. `describe` is what `Backend.describe` gives now,
-    `fingerprint` that of the data stream. Raises UserError.
+    `fingerprint` that of the data stream, `frozen` what `frozen_digest` gives. Raises UserError.
     """
     name, record = checkpoint.folder.name, checkpoint.record
+    # Checkpoints of versions before do not say it.
+    if record.get("frozen", frozen) != frozen:
+        raise UserError(
+            f"{name} was trained with other frozen modules than those in {FROZEN}/: the sha256 of its {MANIFEST} was "
+            f"{record['frozen']!s:.64}, now it is {frozen or 'not there'}. Copy the whole run folder again"
+        )
     if record.get("backend") != describe["backend"]:
         raise UserError(
             f"{name} was saved by the {record.get('backend')} backend, this is {describe['backend']}; "
@@ -73,6 +81,12 @@ def check_resume(
             f"{name} was trained on corpora with the fingerprint {record.get('fingerprint')}, the ones given now "
             f"have {fingerprint}; give the same corpora, or say --allow-data-change to go on with new ones"
         )
+
+
+def frozen_digest(run_folder: Path) -> str:
+    """sha256 of the manifest of the trained modules that the run works with; empty where it has none."""
+    path = run_folder / FROZEN / MANIFEST
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from enhancer.engine.milestones import tell_notices
 from enhancer.engine.monitor import Monitor
 from enhancer.engine.parts import num_parts_of
 from enhancer.engine.pulse import BUILDING, Pulse
-from enhancer.engine.resume import batch_per_rank, check_resume, read_weights
+from enhancer.engine.resume import batch_per_rank, check_resume, frozen_digest, read_weights
 from enhancer.engine.retention import Retention
 from enhancer.engine.run import Run
 from enhancer.engine.session_end import EXIT_FAILED, EXIT_USER, print_error, say, tell_failed, wait_for_writes
@@ -194,6 +194,7 @@ class _Session:
             global_batch=batch_size * world_size,
             fingerprint=stream.fingerprint,
             hparams=flat_values(hp),
+            frozen=frozen_digest(run.folder),
         )
         checkpoints.task_state = task.state() if isinstance(task, Remembering) else {}
         average = _average(hp, task, backend)
@@ -269,7 +270,8 @@ class _Session:
         if checkpoint is None:
             return State()
         allow_data_change = self.options.allow_data_change
-        check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change)
+        frozen = checkpoints.record["frozen"]
+        check_resume(checkpoint, backend.describe(), fingerprint, allow_data_change, frozen)
         return distributed.together(lambda: checkpoints.restore(checkpoint, backend, average))
 
 

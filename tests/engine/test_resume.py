@@ -56,6 +56,14 @@ def test_what_would_not_be_the_same_run_is_refused(recorded, now, fingerprint, t
         check_resume(checkpoint_of(**recorded), {**NOW, **now}, fingerprint)
 
 
+def test_other_frozen_modules_are_refused_and_checkpoints_of_before_not():
+    check_resume(checkpoint_of(frozen="ab"), NOW, "corpora-1", frozen="ab")
+    check_resume(checkpoint_of(), NOW, "corpora-1", frozen="ab")
+    for now in ("cd", ""):
+        with pytest.raises(UserError, match=r"with other frozen modules than those in frozen/.*was ab"):
+            check_resume(checkpoint_of(frozen="ab"), NOW, "corpora-1", frozen=now)
+
+
 @pytest.mark.parametrize(("world_size", "expected"), [(1, 16), (2, 8), (16, 1)])
 def test_the_global_batch_is_kept(world_size, expected):
     assert batch_per_rank(RECORD, world_size) == expected

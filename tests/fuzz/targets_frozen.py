@@ -28,9 +28,8 @@ def make_run(folder: Path) -> Path:
         "denoiser_run": write_run(folder / "denoiser", TINY_DENOISER),
     }
     task = RestoreHParams(num_latents=8, width=16, num_blocks=1, **sources)
-    run = write_run(folder / "kept", task)
-    frozen_constants(replace(HParams(), task=task), run, is_writer=True)
-    return run
+    frozen_constants(replace(HParams(), task=task), folder / "kept", is_writer=True)
+    return write_run(folder / "kept", task)
 
 
 def _folders(folder: Path) -> Read:

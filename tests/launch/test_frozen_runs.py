@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def refused(hp: HParams, tmp_path: Path, **changes: Any) -> str:
 
 def test_the_modules_are_copied_once_and_read_from_there(hp: HParams, tmp_path: Path) -> None:
     taken = frozen_constants(hp, tmp_path, is_writer=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frozen"]
+    write_run(tmp_path, hp.task)
     file = tmp_path / "frozen" / "stage1.safetensors"
     written = file.stat().st_mtime_ns
     for again in (frozen_constants(hp, tmp_path, is_writer=True), read_frozen(tmp_path, hp)):
@@ -57,7 +60,59 @@ def test_the_modules_are_copied_once_and_read_from_there(hp: HParams, tmp_path: 
             assert module.state_dict().keys() == again[name].state_dict().keys()
             assert all(map(torch.equal, module.state_dict().values(), again[name].state_dict().values()))
     assert file.stat().st_mtime_ns == written
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["frozen"]
+
+
+def test_a_run_with_checkpoints_is_not_given_other_modules(hp: HParams, tmp_path: Path) -> None:
+    """What they were trained with is gone, though the runs that they came from are there."""
+    run = tmp_path / "run"
+    frozen_constants(hp, run, is_writer=True)
+    write_run(run, hp.task)
+    (run / "frozen").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"frozen is missing.*copy the whole run folder again"):
+        frozen_constants(hp, run, is_writer=True)
+    assert not (run / "frozen").exists()
+    (tmp_path / "aside").rename(run / "frozen")
+    frozen_constants(hp, run, is_writer=True)
+
+
+def test_before_the_first_checkpoint_the_runs_are_looked_at_anew(hp: HParams, tmp_path: Path) -> None:
+    """A start that failed has left modules of the same names, which the values given now do not go with."""
+    source = write_run(tmp_path / "stage1", TINY_STAGE1)
+    hp = replace(hp, task=replace(hp.task, stage1_run=source))
+    frozen_constants(hp, tmp_path / "run", is_writer=True)
+    with pytest.raises(UserError, match=r"num_mels: stage 1 has 128, this run 80"):
+        frozen_constants(replace(hp, num_mels=80), tmp_path / "run", is_writer=True)
+    shutil.rmtree(source)
+    write_run(source, replace(TINY_STAGE1, num_extra=6))
+    frozen_constants(hp, tmp_path / "run", is_writer=True)
+    assert read_frozen(tmp_path / "run", hp)["stage1"].autoencoder.num_extra == 6
+
+
+def test_what_is_in_the_folder_is_held_against_the_values_too(hp: HParams, tmp_path: Path) -> None:
+    frozen_constants(hp, tmp_path, is_writer=True)
+    write_run(tmp_path, hp.task)
+    with pytest.raises(UserError, match=r"num_mels: stage 1 has 128, this run 80"):
+        frozen_constants(replace(hp, num_mels=80), tmp_path, is_writer=True)
+
+
+def test_a_damaged_best_checkpoint_is_told(
+    hp: HParams, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "stage1", TINY_STAGE1)
+    latest = run / "checkpoints" / "step-0000004"
+    shutil.copytree(latest, run / "checkpoints" / "step-0000003")
+    (run / "checkpoints" / "BEST").write_text("step-0000003\n")
+    frozen_constants(replace(hp, task=replace(hp.task, stage1_run=run)), tmp_path / "run", is_writer=True)
+    said = capsys.readouterr().err
+    assert "checkpoint step-0000003 is refused" in said and "using step-0000004 in its place" in said
+    assert f"task.stage1_run: step-0000004 of {run}" in said
+
+
+def test_a_denoiser_of_another_hop_is_refused(hp: HParams, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "denoiser", TINY_DENOISER, hop_size=840)
+    assert f"has hop_size 840, but hop_size of this run is {hp.hop_size}" in refused(
+        hp, tmp_path, denoiser_run=run
+    )
 
 
 def test_other_runs_than_those_in_the_folder_are_taken_anew(
@@ -76,6 +131,9 @@ def test_a_run_that_is_missing_or_of_another_task_is_named(
 ) -> None:
     text = refused(hp, tmp_path, stage1_run=tmp_path / "nowhere")
     assert "task.stage1_run" in text and "is not there" in text and "enhancer_stage1_small" in text
+    (tmp_path / "file").touch()
+    text = refused(hp, tmp_path, stage1_run=tmp_path / "file")
+    assert "is a file; needed the folder of a finished run" in text
     (tmp_path / "empty").mkdir()
     assert "holds no hparams.yaml" in refused(hp, tmp_path, denoiser_run=tmp_path / "empty")
     text = refused(hp, tmp_path, stage1_run=sources["denoiser_run"])
@@ -126,9 +184,8 @@ def trained(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     """A run of stage 2 with what it works with in its folder."""
     run = tmp_path_factory.mktemp("runs") / "stage2"
     task = RestoreHParams(num_latents=8, width=16, num_blocks=1, **sources)
-    write_run(run, task)
     frozen_constants(replace(HParams(), task=task), run, is_writer=True)
-    return run
+    return write_run(run, task)
 
 
 def test_a_bundle_is_the_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
