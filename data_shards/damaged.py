@@ -7,14 +7,14 @@ from data_shards.damages import KINDS, DamageSettings, draw_damage
 from data_shards.mix import NUMBERS, Example, MixRecipe, Rows
 from data_shards.schedule import generator
 
-BACKGROUND, SEVERAL, CLEAN = "background", "several", "clean"
+BACKGROUND, ROOM, SEVERAL, CLEAN = "background", "room", "several", "clean"
 
 
 class DamagedRecipe(MixRecipe):
     """A `MixRecipe` whose examples have a damage of `data_shards.damages` instead of distortions.
 
     On the validation list each kind that is drawn at all has its turn alone, so that it can be said which one is
-    repaired; clean items, backgrounds and mixes of everything take turns with them.
+    repaired; clean items, backgrounds, recorded rooms and mixes of everything take turns with them.
     """
 
     numbers = NUMBERS | damages.NUMBERS | {"has_bg": "bool"}
@@ -28,8 +28,8 @@ class DamagedRecipe(MixRecipe):
     def valid_turns(self) -> tuple[str, ...]:
         """What happens to one item of the validation list after another, over and over."""
         kinds = [kind for kind in KINDS if getattr(self.damage, f"{kind}_prob") > 0]
-        others = [BACKGROUND] * ("bg" in self.sources) + [SEVERAL] * (len(kinds) > 1)
-        return (CLEAN, *kinds, *others)
+        surroundings = [BACKGROUND] * ("bg" in self.sources) + [ROOM] * ("rir" in self.sources)
+        return (CLEAN, *kinds, *surroundings, *[SEVERAL] * (len(kinds) > 1))
 
     def _mixture(self, draw: int, number: int) -> Example:
         example = super()._mixture(draw, number)
@@ -54,9 +54,9 @@ class DamagedRecipe(MixRecipe):
         turn = turns[number % len(turns)]
         drawn = self._uniforms(self.settings.valid_seed, item, "valid damage")
         kinds: tuple[str, ...] = (turn,) if turn in KINDS else ()
+        if turn in (ROOM, SEVERAL) and "rir" in self.sources:
+            example["rir"] = chosen["rir"] = self._valid_row("rir", number // len(turns))[0]
         if turn == SEVERAL:
-            if "rir" in self.sources:
-                example["rir"] = chosen["rir"] = self._valid_row("rir", number // len(turns))[0]
             kinds = self.damage.kinds_on(drawn, has_room="rir" in self.sources)
         has_bg = turn == BACKGROUND or (turn == SEVERAL and "bg" in self.sources)
         if has_bg:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from enhancer.signal.average_spectrum import average_power
+from enhancer.signal.precision import widest_float
 from enhancer.signal.types import PerRow, WaveBatch
 
 WINDOW_SAMPLES = 2048
@@ -32,11 +33,16 @@ def bandwidth_hz(wave: WaveBatch, rate_hz: int) -> PerRow:
 
 
 def restored_share(own: PerRow, before: PerRow, whole: PerRow, least_hz: float) -> PerRow:
-    """Which share of what `before` lacks of `whole` is there again; NaN where that is less than `least_hz`."""
+    """Which share of what `before` lacks of `whole` is there again, at most 1. Hiss counts as well as what was lost.
+
+    NaN where less than `least_hz` is lacking.
+    """
     lost = whole - before
-    return torch.where(lost >= least_hz, (own - before) / lost.clamp(min=1.0), torch.nan)
+    share = ((own - before) / lost.clamp(min=1.0)).clamp(max=1.0)
+    return torch.where(lost >= least_hz, share, torch.nan)
 
 
 def level_db(wave: WaveBatch) -> PerRow:
     """RMS of each row, dBFS, at least SILENT_DBFS."""
-    return 10 * wave.double().square().mean(-1).clamp(min=10 ** (SILENT_DBFS / 10)).log10().float()
+    wave = wave.to(widest_float(wave.device))
+    return 10 * wave.square().mean(-1).clamp(min=10 ** (SILENT_DBFS / 10)).log10().float()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from hparams.numbers import Decibels, PositiveFloat, Probability, require_order
+from hparams.numbers import Decibels, Probability, require_order
 
 Hertz = Annotated[float, Field(gt=0, le=500_000)]
 Amount = Annotated[float, Field(gt=0, le=60)]
@@ -62,9 +62,10 @@ class DamageHParams:
         Probability,
         Field(description="probability of a synthetic room, for examples that are not in a recorded one"),
     ] = 0.3
-    reverb_range_seconds: Annotated[
-        tuple[PositiveFloat, PositiveFloat], Field(description="T60 of the synthetic room")
-    ] = (0.2, 1.2)
+    reverb_range_seconds: Annotated[tuple[Amount, Amount], Field(description="T60 of the synthetic room")] = (
+        0.2,
+        1.2,
+    )
     reverb_range_db: Annotated[
         tuple[Decibels, Decibels],
         Field(description="energy of its reverberation relative to the direct sound"),

@@ -43,7 +43,7 @@ class RestoreHParams(DamageHParams):
     width: Annotated[int, Field(ge=1, le=8192, description="channels of the velocity network's blocks")] = (
         1024
     )
-    num_blocks: Annotated[int, Field(ge=0, le=64, description="blocks of the velocity network")] = 8
+    num_blocks: Annotated[int, Field(ge=1, le=64, description="blocks of the velocity network")] = 8
     scale: Annotated[float, Field(gt=0, le=16, description="width inside a block against its channels")] = 4.0
     kernel_size: Annotated[
         int, Field(ge=1, le=255, description="frames that a block's convolution spans, odd")
@@ -63,7 +63,7 @@ class RestoreHParams(DamageHParams):
         Probability, Field(description="share of examples without foreground, whose target is silence")
     ] = 0.01
     level_range_db: Annotated[
-        tuple[Decibels, Decibels], Field(description="RMS of the mixture, dBFS, drawn per example")
+        tuple[Decibels, Decibels], Field(description="RMS of the clean target, dBFS, drawn per example")
     ] = (-30.0, -16.0)
     nfe: Annotated[
         int,

@@ -23,12 +23,12 @@ import torch
 
 from data_shards.errors import DataError
 from enhancer.engine.evaluate import Group, Interval, Row, groups_of_task, summarise
+from enhancer.engine.task import Noticing
 from enhancer.inference import TrainedRun, load_run
 from enhancer.metrics import esr_grade
 from enhancer.realtime import real_time_factors
 from enhancer.string_metrics import named_failures
 from enhancer.tasks import TASKS
-from enhancer.tasks.restore import RestoreTask
 from hparams.errors import UserError
 from hparams.place import corpus_place
 from hparams.tasks import DeviceHParams
@@ -159,7 +159,7 @@ def evaluate(run: TrainedRun, stream: Any) -> list[Row]:
     task = TASKS[run.hp.task.name](run.hp, {**stream.constants(), **run.constants})
     device = next(run.module.parameters()).device
     task.to(device)
-    if isinstance(task, RestoreTask):
+    if isinstance(task, Noticing):
         for text in task.notices():
             print(f"note: {text}")
     rows: list[Row] = []

@@ -65,6 +65,11 @@ def _export_bundle(run: TrainedRun, args: argparse.Namespace) -> int:
     """Write all that using the run needs into one file; knobs stay as they are."""
     if args.knob:
         raise UserError("--knob is for formats of devices; a bundle keeps the model's knobs")
+    given = [name for name in (*GEAR, *LEVELS, "loudness_input") if getattr(args, name) is not None]
+    if given:
+        raise UserError(
+            f"--{' --'.join(given).replace('_', '-')}: for formats of devices; leave out for a bundle"
+        )
     bundle = Bundle(run.hp, {}, dict(run.constants), run.step, run.checkpoint.name)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_bundle(args.output, args.run, run.module, bundle)

@@ -17,6 +17,7 @@ def test_what_is_not_installed_is_left_out_and_said(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert missing() == ["pesq", "pystoi"]
+    monkeypatch.setattr(listening_scores, "resample", None)  # Nothing is made ready for them either.
     assert listening_scores.listening_scores(noise_wave, noise_wave, 44_100) == {}
     (text,) = notice()
     assert "PESQ and STOI are left out" in text and "wavewright[quality]" in text

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
+from enhancer import restoration_metrics
 from enhancer.restoration_metrics import bandwidth_hz, level_db, restored_share
+from enhancer.signal import average_spectrum
 from enhancer.signal.distortion import band_limit
 
 RATE_HZ = 44_100
@@ -31,10 +35,33 @@ def test_a_low_pass_of_ours_makes_it_smaller(noise_wave: torch.Tensor) -> None:
 
 def test_the_share_is_of_what_was_lost() -> None:
     own, before, whole = (
-        torch.tensor([[12.0, 4.0, 2.0, 20.0], [4.0, 4.0, 4.0, 19.5], [20.0, 20.0, 20.0, 20.0]]) * 1000
+        torch.tensor(
+            [[12.0, 4.0, 2.0, 22.0, 20.0], [4.0, 4.0, 4.0, 4.0, 19.5], [20.0, 20.0, 20.0, 20.0, 20.0]]
+        )
+        * 1000
     )
     share = restored_share(own, before, whole, 1000.0)
-    assert share[:3].tolist() == pytest.approx([0.5, 0.0, -0.125]) and math.isnan(share[3])
+    assert share[:4].tolist() == pytest.approx([0.5, 0.0, -0.125, 1.0]) and math.isnan(share[4])
+
+
+class NoFloat64(TorchFunctionMode):
+    """A device that has none, as Apple's MPS."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        assert not (isinstance(found, torch.Tensor) and found.dtype == torch.float64), func
+        return found
+
+
+def test_where_there_is_no_float64_none_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, noise_wave: torch.Tensor
+) -> None:
+    expected = bandwidth_hz(noise_wave, RATE_HZ), level_db(noise_wave)
+    for module in (restoration_metrics, average_spectrum):
+        monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
+    with NoFloat64():
+        found = bandwidth_hz(noise_wave, RATE_HZ), level_db(noise_wave)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-5)
 
 
 def test_levels_are_those_of_known_tones() -> None:

@@ -110,12 +110,16 @@ class Group:
 
 
 def groups_of_task(task: Any, rows: Sequence[Row]) -> list[Group]:
-    """Summaries of `task.grouped_metrics` in each group that `task.groups_of` puts a row in; none for most tasks."""
+    """Summaries of `task.grouped_metrics` in each group that `task.groups_of` puts a row in; none for most tasks.
+
+    Metrics that rows do not have, whose package is not installed, are left out.
+    """
     if not hasattr(task, "groups_of") or not rows:
         return []
+    names = [name for name in task.grouped_metrics if all(name in row for row in rows)]
     members: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        kept = {name: row[name] for name in task.grouped_metrics}
+        kept = {name: row[name] for name in names}
         for key in task.groups_of(row).items():
             members.setdefault(key, []).append(kept)
     kinds = list(dict.fromkeys(kind for kind, _ in members))

@@ -45,7 +45,8 @@ class Heard:
     """
 
     def __init__(self, stage1: Stage1, noisy: WaveBatch, denoised: WaveBatch) -> None:
-        self.noisy, self.denoised = stage1.frames(noisy), stage1.frames(denoised)
+        self.noisy = stage1.frames(noisy)
+        self.denoised = self.noisy if denoised is noisy else stage1.frames(denoised)
         self.latents = stage1.autoencoder.encode(self.noisy).float()
 
     def condition(self, strength: Float[Tensor, " batch"]) -> Frames:

@@ -91,21 +91,21 @@ def items_table(run: RunRecord, names_of_items: Mapping[int, str]) -> Markup:
 def groups_table(run: RunRecord) -> Markup | None:
     """Improvements by what items have in common, such as the semitones of a shift; None where a task has no groups."""
     task = TASKS[run.hp.task.name]
-    names = getattr(task, "grouped_metrics", ())
+    labels = getattr(task, "group_labels", ())
     rows = [
         {name: number(value) for name, value in row.items()}
         for row in run.rows
-        if all(name in row for name in names) and all(math.isfinite(number(row[name])) for name in row)
+        if all(math.isfinite(number(row.get(name))) for name in labels)
     ]
     groups = groups_of_task(task, rows)
-    if not groups:
+    if not groups or not groups[0].summary:
         return None
     lines = []
     for group in groups:
         cells = [_cell(words.interval(each.mean, each.low, each.high)) for each in group.summary.values()]
         head = [element("th", group.kind, scope="row"), element("td", group.name), _cell(str(group.count))]
         lines.append(element("tr", head, cells))
-    return table(["by", "group", "items", *(words.label(name) for name in names)], lines)
+    return table(["by", "group", "items", *(words.label(name) for name in groups[0].summary)], lines)
 
 
 def norms_table(runs: list[RunRecord]) -> Markup | None:

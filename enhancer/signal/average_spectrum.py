@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from enhancer.signal.precision import widest_float
 from enhancer.signal.stft import hann_window
 
 WINDOW_SAMPLES = 8192
@@ -26,11 +27,11 @@ def average_power(
     wave: Float[Tensor, "*row time"], rate_hz: int, window_samples: int = WINDOW_SAMPLES
 ) -> tuple[Line, Power]:
     """Frequencies in Hz [F] and the one-sided power density (1/Hz, full scale 1) of each row of `wave` [..., T],
-    float64 [..., F].
+    in `widest_float` [..., F].
 
     A wave shorter than the window is its own window. Raises ValueError for less than two samples.
     """
-    wave = wave.double()
+    wave = wave.to(widest_float(wave.device))
     window_samples = min(window_samples, wave.shape[-1])
     if window_samples < 2:
         raise ValueError(f"a wave of {wave.shape[-1]} samples has no spectrum; needed two at least")

@@ -132,8 +132,7 @@ def damaged_mix(batch: Columns, bank: RirBank | None, rate_hz: int, early_sample
 
 def labels(columns: Columns) -> list[str]:
     """What happened to each row: `clean`, the name of the one kind, `background`, `room`, or `several`."""
-    flags = {kind: columns[f"{kind}_place"] > 0 for kind in APPLY}
-    flags |= {"background": columns["has_bg"], "room": columns["rir"] >= 0}
+    flags = _flags(columns)
     table = torch.stack(list(flags.values())).T.tolist()
     found = []
     for row in table:
@@ -143,8 +142,17 @@ def labels(columns: Columns) -> list[str]:
 
 
 def damage_shares(columns: Columns) -> dict[str, Tensor]:
-    """For the metrics of a step: `damage_<kind>`, the share of rows that have it, as a scalar each."""
-    return {f"damage_{kind}": (columns[f"{kind}_place"] > 0).float().mean() for kind in APPLY}
+    """For the metrics of a step: `damage_<kind>`, the share of rows that have it, as a scalar each.
+
+    A background and a recorded room are told so too.
+    """
+    return {f"damage_{kind}": is_on.float().mean() for kind, is_on in _flags(columns).items()}
+
+
+def _flags(columns: Columns) -> dict[str, Tensor]:
+    """What each row has, by name."""
+    flags = {kind: columns[f"{kind}_place"] > 0 for kind in APPLY}
+    return flags | {"background": columns["has_bg"], "room": columns["rir"] >= 0}
 
 
 def clip(wave: WaveBatch, overload_db: PerRow) -> WaveBatch:

@@ -187,7 +187,7 @@ class EnhanceTask:
     def _moments(self, target: Tensor, update: Any) -> Tensor | None:
         """Mean and mean square of the scaled mel frames of the batch of all ranks, [2], with its last part."""
         mel = self.mel.scaled(target)
-        return update.mean_of_batch("moments", torch.stack([mel.mean(), mel.square().mean()]).double().cpu())
+        return update.mean_of_batch("moments", torch.stack([mel.mean(), mel.square().mean()]).cpu().double())
 
     def _judge_apart(self, modules: Any, target: Tensor, estimate: Tensor, update: Any) -> dict[str, Tensor]:
         """One update of the discriminator; its loss, and for how long that has been at a bound, over all ranks."""

@@ -49,6 +49,8 @@ class PitchTask:
     best_is_higher = True
     grouped_metrics = tuple(name.replace("distance", "improvement") for name in DISTANCES)
     """What is also told of the groups of `groups_of`."""
+    group_labels = ("label_semitones", "label_engine")
+    """What `groups_of` asks a row for."""
 
     def __init__(self, hp: HParams, constants: Mapping[str, Tensor] | None = None) -> None:
         assert isinstance(hp.task, PitchHParams), hp.task

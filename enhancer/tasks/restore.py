@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enhancer.charts import DENOISER
-from enhancer.listening_scores import listening_scores, notice
+from enhancer.listening_scores import PACKAGES, listening_scores, notice
 from enhancer.metrics import LogMelDistance, StftDistance
 from enhancer.models.flow import time_at
 from enhancer.models.restorer import Heard, Restorer, Sampling, prior
@@ -18,7 +18,7 @@ from enhancer.models.stage1 import Stage1
 from enhancer.models.velocity import VelocityNetwork
 from enhancer.restoration_metrics import bandwidth_hz, level_db, restored_share
 from enhancer.signal.convolution import RirBank
-from enhancer.signal.damage import APPLY, damage_shares, damaged_mix, labels
+from enhancer.signal.damage import APPLY, PARAMETERS, damage_shares, damaged_mix, labels
 from enhancer.signal.mixing import Mix
 from enhancer.signal.seeded import beta_of, generator_of
 from enhancer.tasks.figures import show_charts, show_sounds
@@ -32,6 +32,8 @@ STRENGTH_SHAPE = 0.2
 FROZEN = ("stage1", "denoiser")
 DAMAGES = ("clean", *APPLY, "background", "room", "several")
 """What `labels` calls a row; rows of validation carry its place here."""
+DRAWN = (*PARAMETERS, *(f"{kind}_place" for kind in APPLY), "snr_db")
+"""What rows of validation tell beside it: up to which strength a kind is repaired can be asked of them."""
 NO_CHANGE_HZ = 1000.0
 """Where the input lacks less bandwidth than that, there is none to be restored."""
 
@@ -51,8 +53,12 @@ class RestoreTask:
     grouped_metrics = (
         *(f"log_mel_distance{whose}_db" for whose in ("", "_of_input", "_of_denoiser")),
         *(f"stft_distance{whose}" for whose in ("", "_of_input", "_of_denoiser")),
+        "bandwidth_restored",
+        *(f"{score}{whose}" for score in PACKAGES for whose in ("", "_of_input", "_of_denoiser")),
     )
-    """What is also told of each kind of damage."""
+    """What is also told of each kind of damage, where it is there."""
+    group_labels = ("label_damage",)
+    """What `groups_of` asks a row for."""
 
     def __init__(self, hp: HParams, constants: Mapping[str, Any] | None = None) -> None:
         assert isinstance(hp.task, RestoreHParams), hp.task
@@ -177,6 +183,7 @@ class RestoreTask:
             scores = listening_scores(wave, mixed.target, self.hp.wav_rate)
             values |= {_named(name, whose): column for name, column in scores.items()}
         values["label_damage"] = [float(DAMAGES.index(name)) for name in labels(batch)]
+        values |= {f"label_{name}": batch[name].tolist() for name in DRAWN}
         return [{name: column[row] for name, column in values.items()} for row in range(rows)]
 
     @staticmethod
@@ -242,7 +249,7 @@ class RestoreTask:
     def _moments(self, latents: Tensor, update: Any) -> Tensor | None:
         """Mean and mean square of each latent of the batch of all ranks, [2, L], with its last part."""
         moments = torch.stack([latents.mean((0, 1)), latents.square().mean((0, 1))])
-        return update.mean_of_batch("moments", moments.double().cpu())
+        return update.mean_of_batch("moments", moments.cpu().double())
 
     def _drawn(self, draws: list[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Time, prior mix and strength, [B] each, and noise as large as `like`: functions of the seed and the draws."""

@@ -17,6 +17,7 @@ from data_shards.damaged import DamagedRecipe
 from data_shards.damages import KINDS, UNDAMAGED, DamageSettings
 from data_shards.stream import open_stream
 from enhancer.signal import damage
+from enhancer.tasks.restore import DAMAGES
 from hparams.damage import DamageHParams
 from tests.data_shards import mix_corpora
 
@@ -159,17 +160,28 @@ def test_neither_world_size_nor_workers_nor_another_probability_change_a_draw(hp
 
 def test_the_validation_list_damages_one_thing_at_a_time(hp):
     recipe = open_stream(hp, num_workers=0).recipe
-    assert recipe.valid_turns() == ("clean", *KINDS, "background", "several")
-    for item in range(18):
-        example, turn = recipe.valid_item(item), recipe.valid_turns()[item % 9]
+    assert recipe.valid_turns() == ("clean", *KINDS, "background", "room", "several")
+    for item in range(20):
+        example, turn = recipe.valid_item(item), recipe.valid_turns()[item % 10]
         assert example["has_bg"] == (turn in ("background", "several")) == bool(example["bg"].any())
-        assert (example["rir"] >= 0) == (turn == "several")
+        assert (example["rir"] >= 0) == (turn in ("room", "several"))
         if turn != "several":
             assert kinds_of(example) == ((turn,) if turn in KINDS else ()), item
         assert "fg" in recipe.valid_sources(item)
     again = pickle.loads(pickle.dumps(recipe))
     assert isinstance(again, DamagedRecipe)
     assert again.valid_item(5)["clip_db"] == recipe.valid_item(5)["clip_db"]
+
+
+def test_a_run_of_nothing_but_recorded_rooms_is_validated_on_them(hp):
+    """As one that learns dereverberation; the labels are those by which its metrics are grouped."""
+    only = ToyHParams(rir_prob=1.0, bg_prob=0.0, **{f"{kind}_prob": 0.0 for kind in KINDS})
+    stream = open_stream(replace(hp, task=only), num_workers=0)
+    assert stream.recipe.valid_turns() == ("clean", "room")
+    batch = next(iter(stream.validation()))
+    assert damage.labels(batch)[:4] == ["clean", "room", "clean", "room"]
+    assert {"clean", "room"} <= set(DAMAGES)
+    assert damage.damage_shares(batch)["damage_room"] == (batch["rir"] >= 0).float().mean()
 
 
 def test_kinds_that_are_never_drawn_are_not_validated_and_their_corpora_not_needed(hp, tmp_path):
@@ -186,6 +198,11 @@ def test_the_values_are_checked():
     assert adapter.validate_python({"clip_range_db": (3, 6)}).clip_range_db == (3, 6)
     with pytest.raises(ValidationError, match=r"task\.clip_range_db is \(9\.0, 6\.0\)"):
         adapter.validate_python({"clip_range_db": (9, 6)})
-    for name, value in (("clean_prob", 1.5), ("lowpass_range_hz", (0, 100)), ("eq_range_q", (1, math.inf))):
+    for name, value in (
+        ("clean_prob", 1.5),
+        ("lowpass_range_hz", (0, 100)),
+        ("eq_range_q", (1, math.inf)),
+        ("reverb_range_seconds", (1, 61)),
+    ):
         with pytest.raises(ValidationError, match=name):
             adapter.validate_python({name: value})

@@ -207,6 +207,16 @@ def test_a_bundle_is_the_run(trained: Path, tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 
 
+def test_what_a_bundle_does_not_say_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "enhancer.safetensors"
+    words = ["--run", str(trained), "--format", "bundle", "--output", str(file)]
+    assert export([*words, "--gear-make", "x", "--input-level-dbu", "12"]) == 2
+    assert "--gear-make --input-level-dbu: for formats of devices" in capsys.readouterr().err
+    assert not file.exists()
+
+
 def test_a_file_that_is_no_whole_bundle_is_refused(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "enhancer.safetensors"
     assert export(["--run", str(trained), "--format", "bundle", "--output", str(file)]) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,11 @@ import torch
 from torch import nn
 
 from data_shards.damages import CLEAN, UNDAMAGED
+from enhancer.engine import records
+from enhancer.engine.evaluate import groups_of_task, summarise
 from enhancer.models.velocity import VelocityNetwork
+from enhancer.report.tables import groups_table
+from enhancer.signal.damage import PARAMETERS
 from enhancer.tasks import TASKS
 from enhancer.tasks.restore import RestoreTask
 from hparams.restore import RestoreHParams
@@ -94,6 +100,7 @@ def test_the_loss_is_the_squared_error_of_the_velocity_of_a_straight_path(
     """A fresh network stands still, so its loss is the squared length of the paths from the prior to the target."""
     task, modules = fresh(hp, constants)
     values = task.step(modules, batch, Descent(modules))
+    assert (values["damage_background"], values["damage_room"]) == (1, 0)
     state, _, time, prior_mix, _ = modules["velocity"].asked
     end = constants["stage1"].encode(task.mix(batch).target)  # Latents were not normalised yet.
     start = (state - time[:, None, None] * end) / (1 - time[:, None, None])
@@ -207,6 +214,16 @@ def test_it_is_judged_beside_input_and_denoiser_and_told_to_be_safe(
     )
     assert [task.groups_of(row) for row in rows] == [{"damage": "background"}] * 2
     assert {"bandwidth_hz", "bandwidth_of_input_hz", "silence_level_dbfs"} <= rows[0].keys()
+    assert rows[0]["label_snr_db"] == 6 and rows[0]["label_clip_place"] == 0
+    assert {f"label_{name}" for name in PARAMETERS} <= rows[0].keys()
+    assert not any(name.startswith("label_") for name in summarise(rows))
+    (group,) = groups_of_task(task, rows)
+    assert group.count == 2 and "bandwidth_restored" in group.summary
+    # A page is made of rows as they were written, where what is not finite is null.
+    run: Any = SimpleNamespace(hp=hp, rows=json.loads(records.encode(rows)))
+    page = groups_table(run)
+    assert page is not None and "background" in str(page) and "Bandwidth restored" in str(page)
+    assert {"pesq", "pesq_of_input"} <= group.summary.keys() or "pesq" not in rows[0]
     alone = task.evaluate(modules, {name: column[1:] for name, column in batch.items()})
     assert alone[0]["log_mel_distance_db"] == pytest.approx(rows[1]["log_mel_distance_db"], rel=1e-3)
 
