@@ -29,6 +29,8 @@ from hparams.restore import RestoreHParams
 from hparams.schema import HParams
 
 SOURCES = "sources"
+SOURCE_TASKS = {"stage1": "enhance", "denoiser": "denoise"}
+"""Which task the run of each module is of."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def read_frozen(run_dir: Path, hp: HParams) -> dict[str, nn.Module]:
             raise UserError(
                 f"{folder} lists no {file} with its {hparams_file}; copy the whole run folder again"
             )
-        task = task_of(load_resolved(folder / hparams_file))
+        task = frozen_task(name, load_resolved(folder / hparams_file), folder / hparams_file)
         modules[name] = built(task, read_weights_file(folder / file), folder / file, folder / hparams_file)
     return {name: module.eval() for name, module in modules.items()}
 
@@ -121,6 +123,15 @@ def frozen_hparams(run_dir: Path, hp: HParams) -> dict[str, HParams]:
 def task_of(hp: HParams) -> Any:
     """The task that `hp` names, without constants."""
     return TASKS[hp.task.name](hp)
+
+
+def frozen_task(name: str, own: HParams, place: Path | str) -> Any:
+    """The task of the module `name`, whose hyper-parameters `own` are in `place`. Raises UserError for another one."""
+    if own.task.name != SOURCE_TASKS[name]:
+        raise UserError(
+            f"{place} is of task {own.task.name}; {name} is a module of task {SOURCE_TASKS[name]}"
+        )
+    return task_of(own)
 
 
 def built(task: Any, weights: Mapping[str, Tensor], file: Path, hparams_file: Path) -> nn.Module:

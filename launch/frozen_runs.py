@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # What makes a mel spectrogram: stage 1 hears no other.
 MEL_FIELDS = ("wav_rate", "n_fft", "win_size", "hop_size", "num_mels", "stft_magnitude_min", "preemphasis")
-SOURCE_TASKS = {"stage1": "enhance", "denoiser": "denoise"}
 HOW_TO_TRAIN = {
     "stage1": "python launch/train.py --hparams enhancer_stage1_small",
     "denoiser": "python launch/train.py --hparams base_small",
@@ -80,6 +79,8 @@ def _taken(name: str, run: Path, hp: HParams) -> FrozenModule:
 
 def _require_alike(name: str, run: Path, own: HParams, hp: HParams) -> None:
     """Raises UserError where the run is of another task, or hears other audio than this one."""
+    from enhancer.frozen import SOURCE_TASKS
+
     key = f"task.{name}_run"
     if own.task.name != SOURCE_TASKS[name]:
         raise UserError(

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from enhancer.bundle import Bundle, write_bundle
+from torch import Tensor
+
+from enhancer.bundle import DIGEST, Bundle, digest_of, write_bundle
 from enhancer.engine.manifest import FROZEN, MANIFEST, _measure
+from enhancer.engine.weights import read_described
 from enhancer.inference import load_run
 from hparams.errors import UserError
 from hparams.restore import RestoreHParams
@@ -66,15 +69,20 @@ def _bundles(folder: Path) -> Read:
         kept, folder / "kept", run.module, Bundle(run.hp, {}, modules, run.step, run.checkpoint.name)
     )
 
+    weights = read_described(kept)[0]
+
     def read(rng: Random) -> None:
         data = kept.read_bytes()
-        path.write_bytes(_with_other_metadata(rng, data) if rng.random() < 0.6 else spoiled_bytes(rng, data))
+        path.write_bytes(
+            _with_other_metadata(rng, data, weights) if rng.random() < 0.6 else spoiled_bytes(rng, data)
+        )
         load_run(path)
 
     return read
 
 
-def _with_other_metadata(rng: Random, data: bytes) -> bytes:
+def _with_other_metadata(rng: Random, data: bytes, weights: dict[str, Tensor]) -> bytes:
+    """Mostly with a digest that fits, as whoever changes it on purpose would write."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     metadata = header["__metadata__"]
@@ -88,6 +96,8 @@ def _with_other_metadata(rng: Random, data: bytes) -> bytes:
         metadata["step"] = rng.choice(("9" * 5000, "-1", "\u0663", "1e3", ""))
     else:
         metadata[key] = spoiled_text(rng, metadata[key]).decode("utf-8", "replace")
+    if rng.random() < 0.9:
+        metadata[DIGEST] = digest_of(weights, metadata)
     text = json.dumps(header).encode("utf-8", "surrogatepass")
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file
 
+from enhancer.bundle import digest_of
+from enhancer.engine.manifest import read_manifest, write_manifest
 from enhancer.frozen import read_frozen
 from enhancer.inference import load_run
 from hparams.errors import UserError
@@ -222,13 +228,83 @@ def test_a_file_that_is_no_whole_bundle_is_refused(trained: Path, tmp_path: Path
     assert export(["--run", str(trained), "--format", "bundle", "--output", str(file)]) == 0
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(UserError, match="its weights are not those that were written"):
+    with pytest.raises(UserError, match="its weights or its metadata are not those that were written"):
         load_run(file)
     file.write_bytes(whole[:-10])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         load_run(file)
     with pytest.raises(UserError, match="is no bundle: its format is not said"):
         load_run(trained / "frozen" / "stage1.safetensors")
+
+
+def with_metadata(file: Path, change: Callable[[dict[str, str]], object]) -> None:
+    """Write `file` with other metadata, by the safetensors package, and with its digest as it was."""
+    with safe_open(file, "pt") as opened:
+        metadata, weights = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(metadata)
+    save_file(weights, file, metadata)
+
+
+def test_a_changed_digit_of_the_metadata_is_seen(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "enhancer.safetensors"
+    assert export(["--run", str(trained), "--format", "bundle", "--output", str(file)]) == 0
+    with_metadata(file, lambda metadata: None)
+    load_run(file)
+
+    def other(metadata: dict[str, str]) -> None:
+        assert "nfe: 16" in metadata["hparams"]
+        metadata["hparams"] = metadata["hparams"].replace("nfe: 16", "nfe: 17")
+
+    with_metadata(file, other)
+    with pytest.raises(UserError, match="is changed"):
+        load_run(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "words"),
+    [
+        (
+            "hparams.stage1",
+            None,
+            r"has hparams\.denoiser; a model of task restore works with hparams\.stage1",
+        ),
+        ("hparams.x", "hparams.stage1", r"hparams\.stage1, hparams\.x; a model"),
+        ("hparams.stage1", "hparams.denoiser", "is of task denoise; stage1 is a module of task enhance"),
+        ("hparams", "hparams.denoiser", "a model of task denoise works with none"),
+    ],
+)
+def test_a_bundle_of_other_modules_is_refused(
+    trained: Path, tmp_path: Path, key: str, other: str | None, words: str
+) -> None:
+    """With a digest that fits."""
+    file = tmp_path / "enhancer.safetensors"
+    assert export(["--run", str(trained), "--format", "bundle", "--output", str(file)]) == 0
+    weights = load_torch(file)
+
+    def change(metadata: dict[str, str]) -> None:
+        if other is None:
+            del metadata[key]
+        else:
+            metadata[key] = metadata[other]
+        metadata["sha256"] = digest_of(weights, metadata)
+
+    with_metadata(file, change)
+    with pytest.raises(UserError, match=words):
+        load_run(file)
+
+
+def test_a_folder_of_other_modules_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    manifest = read_manifest(run / "frozen")
+    for kind in ("yaml", "safetensors"):
+        shutil.copy(run / f"frozen/denoiser.{kind}", run / f"frozen/stage1.{kind}")
+    (run / "frozen/manifest.json").unlink()
+    write_manifest(run / "frozen", manifest.state, manifest.record)
+    with pytest.raises(
+        UserError, match=r"stage1\.yaml is of task denoise; stage1 is a module of task enhance"
+    ):
+        load_run(run)
 
 
 @pytest.mark.parametrize(
