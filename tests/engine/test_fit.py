@@ -464,6 +464,17 @@ def test_what_a_task_notices_is_told_before_a_save_and_at_the_end(session, tmp_p
     assert events(tmp_path / "run", "notice") == expected
 
 
+def test_a_run_goes_on_with_the_frozen_modules_of_its_checkpoint_alone(session, tmp_path, capfd):
+    frozen = tmp_path / "run" / "frozen"
+    frozen.mkdir(parents=True)
+    (frozen / "manifest.json").write_text("one")
+    assert session("max_steps=4", "save_every=4") == 0
+    assert session("max_steps=5", "save_every=4") == 0
+    (frozen / "manifest.json").write_text("other")
+    assert session("max_steps=6", "save_every=4") == 2
+    assert "with other frozen modules than those in frozen/" in capfd.readouterr().err
+
+
 def test_a_torn_last_line_of_the_records_does_not_hinder_a_changed_value(session, tmp_path):
     assert session("max_steps=4", "save_every=4") == 0
     path = tmp_path / "run" / "metrics.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import soundfile as sf
 from scipy import signal
 
 from data_shards.pedal import DevicePair, PedalOptions, build_pedal_corpus
+from enhancer.inference import load_run
+from enhancer.tasks import TASKS
 from launch.apply import main as apply
-from launch.evaluate import main
+from launch.evaluate import evaluate, main
 from tests.data_shards import pedal_audio
 from tests.export.devices import recurrent
 from tests.launch.test_export import make_run
@@ -35,6 +38,18 @@ def riffs(tmp_path: Path) -> Path:
         folder = "deep" if name.startswith("b") else ""
         pedal_audio.write(tmp_path / "riffs" / folder / name, wave, RATE, subtype)
     return tmp_path / "riffs"
+
+
+def test_what_any_task_notices_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = load_run(run)
+    kind = TASKS[trained.hp.task.name]
+    told = type("Told", (kind,), {"notices": lambda self: ["noticed"]})
+    monkeypatch.setitem(TASKS, trained.hp.task.name, told)
+    stream = SimpleNamespace(constants=dict, validation=list, num_valid_items=0)
+    assert evaluate(trained, stream) == []
+    assert "note: noticed" in capsys.readouterr().out
 
 
 def judge(run: Path, *arguments: str | Path) -> int:

@@ -106,6 +106,16 @@ def test_the_denoiser_is_heard_by_its_strength(make: Make, wave: torch.Tensor) -
     assert not torch.allclose(half.restore(wave, noise), whole.restore(wave, noise), atol=1e-4)
 
 
+@torch.no_grad()
+def test_without_the_denoiser_frames_are_computed_once(make: Make, wave: torch.Tensor) -> None:
+    restorer = make(Sampling(nfe=1, strength=0.0))
+    calls: list[object] = []
+    handle = restorer.stage1.normaliser.register_forward_hook(lambda *found: calls.append(found))
+    restorer(wave[:1])
+    handle.remove()
+    assert len(calls) == 1
+
+
 def test_the_presets_are_as_large_as_they_say() -> None:
     """Of the full width 71 M parameters."""
     with torch.device("meta"):

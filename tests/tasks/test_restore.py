@@ -20,6 +20,8 @@ from enhancer.report.tables import groups_table
 from enhancer.signal.damage import PARAMETERS
 from enhancer.tasks import TASKS
 from enhancer.tasks.restore import RestoreTask
+from hparams.errors import UserError
+from hparams.load import load
 from hparams.restore import RestoreHParams
 from hparams.schema import HParams
 from tests.finished_runs import TINY_DENOISER, TINY_STAGE1
@@ -226,6 +228,12 @@ def test_it_is_judged_beside_input_and_denoiser_and_told_to_be_safe(
     assert {"pesq", "pesq_of_input"} <= group.summary.keys() or "pesq" not in rows[0]
     alone = task.evaluate(modules, {name: column[1:] for name, column in batch.items()})
     assert alone[0]["log_mel_distance_db"] == pytest.approx(rows[1]["log_mel_distance_db"], rel=1e-3)
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    """It would hear neither time nor strength."""
+    with pytest.raises(UserError, match=r"task\.num_blocks"):
+        load("enhancer_stage2_small", ["task.num_blocks=0"])
 
 
 def test_without_its_modules_it_says_what_it_lacks(hp: HParams, batch: dict[str, torch.Tensor]) -> None:
