@@ -221,11 +221,11 @@ def fetch_run(remote: RemoteFolder, folder: Path, say: Callable[[str], None]) ->
     for file in (HPARAMS, METRICS):
         if file in present and not (folder / file).exists():
             atomic.write_bytes(folder / file, remote.read([file])[0])
-    has_frozen = MANIFEST in remote.names(FROZEN) and not (folder / FROZEN).exists()
-    if has_frozen and not _fetch_first(remote, folder, [FROZEN], say, ""):
+    # One that is here is of a start that failed: the checkpoints there were trained with that one.
+    if MANIFEST in remote.names(FROZEN) and not _fetch_first(remote, folder, [FROZEN], say, ""):
         raise CopyError(
-            f"{remote.url}/{FROZEN}, which the run works with, is not whole; bring a whole copy there, or remove "
-            "it, so that it is made again from the runs that it was taken from"
+            f"{remote.url}/{FROZEN}, which the run works with, is not whole; bring a whole copy there, or set "
+            "checkpoint_copy_url to another place for a fresh run"
         )
     newest = _fetch_first(remote, checkpoints, [name for _, name in sorted(found, reverse=True)], say)
     if newest is None:

@@ -290,6 +290,8 @@ def test_what_a_run_works_with_is_copied_once_and_comes_back(url, tmp_path):
         "frozen/stage1.safetensors",
         f"frozen/{MANIFEST}",
     ]
+    (tmp_path / "other/frozen").mkdir(parents=True)
+    (tmp_path / "other/frozen/stage1.safetensors").write_bytes(b"of a start that failed")
     said = fetched(remote, tmp_path / "other")
     assert any("frozen fetched" in text for text in said)
     assert (tmp_path / "other/frozen/stage1.safetensors").read_bytes() == b"weights"
