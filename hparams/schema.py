@@ -186,7 +186,7 @@ class HParams:
         str | None,
         Field(
             pattern=URL_PATTERN,
-            description="where else hparams, metrics and checkpoints of this run are kept, such as "
+            description="where else hparams, metrics, frozen/ and checkpoints of this run are kept, such as "
             "s3://bucket/runs/base; a run folder without checkpoints is filled from there",
         ),
     ] = None

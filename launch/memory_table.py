@@ -49,6 +49,7 @@ def table(hp: HParams, found: Forecast, backend: str, world_size: int) -> list[s
         ("fp32 masters", "masters"),
         ("optimiser states", "states"),
         ("moving average", "average"),
+        ("copies of gradients", "copies"),
     ):
         values = [getattr(found.modules[name], key) for name in names]
         if any(values):

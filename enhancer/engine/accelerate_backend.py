@@ -87,7 +87,8 @@ class AccelerateBackend:
         reducer = getattr(self.modules[name], "reducer", None)
         if reducer is not None:
             # After a forward pass without its backward pass it would exchange the next step's gradients already with
-            # their first part, and round in another order.
+            # their first part, and round in another order. Not after a step: it would no longer find parameters that
+            # the loss does not reach, whose ranks drift apart, nor arrange its buckets by the order of gradients.
             reducer._reset_state()
 
     def step(self, name: str, loss: Tensor) -> float:
@@ -101,7 +102,7 @@ class AccelerateBackend:
             self._optimizers[name].step()
             self._steps[name] += 1
             self._set_learning_rate(name)
-        self.drop(name)
+        self._optimizers[name].zero_grad(set_to_none=True)
         return value
 
     def learning_rate(self, name: str) -> float:

@@ -41,15 +41,17 @@ class ModuleBytes:
     """Of the optimiser."""
     average: int
     """Of `ema_decay`."""
+    copies: int
+    """Of gradients, in which DistributedDataParallel sends them."""
     gradients: int
     """While it is updated."""
     buffers: int
-    """For sending gradients, and for what the optimiser takes in float32 of gradients in bf16."""
+    """For sending gradients in a step, and for what the optimiser takes in float32 of gradients in bf16."""
 
     @property
     def steady(self) -> int:
         """Held all the time."""
-        return self.weights + self.masters + self.states + self.average
+        return self.weights + self.masters + self.states + self.average + self.copies
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,16 @@ def module_bytes(
     is_rounded = hp.precision == "bf16" and backend == "deepspeed"
     width = BFLOAT16 if is_rounded else FLOAT32
     share = -(-trained // world_size) if is_zero else trained
+    is_parallel = backend == "accelerate" and world_size > 1
     sending = 0
-    if is_zero:
+    if is_zero or (world_size > 1 and not is_parallel):
         sending = width * min(trained, BUCKET_ELEMENTS)
-    elif world_size > 1:
-        sending = width * (trained if backend == "accelerate" else min(trained, BUCKET_ELEMENTS))
     return ModuleBytes(
         weights=width * whole + buffers,
         masters=FLOAT32 * share if is_zero or is_rounded else 0,
         states=optimizer_bytes(hp, groups) // (world_size if is_zero else 1),
         average=FLOAT32 * whole if hp.ema_decay and is_main else 0,
+        copies=FLOAT32 * trained if is_parallel else 0,
         gradients=width * share,
         buffers=max(sending, FLOAT32 * share if is_rounded else 0),
     )

@@ -110,7 +110,11 @@ class Publisher:
             self.copies.update(amended=final.name)
 
     def mend_best(self, state: State) -> None:
-        """Name the best of `state`, that of a checkpoint, where BEST does not. Raises OSError."""
+        """Name the best of `state`, that of a checkpoint, where BEST does not. Raises OSError.
+
+        But for a later one up to `state` that is there: it was better in an evaluation of which the manifest was not
+        told, as none was before there was `amend`.
+        """
         best = folder_name(state.best_step)
         if state.best is None or not (self.folder / best).is_dir():
             return
@@ -118,7 +122,8 @@ class Publisher:
             found = read_pointer(self.folder, BEST)
         except DamagedCheckpoint:
             found = ""
-        if found != best:
+        is_later = state.best_step < (step_of(Path(found)) or 0) <= state.step
+        if found != best and not (is_later and (self.folder / found).is_dir()):
             write_pointer(self.folder, BEST, best)
 
     def point(self, final: Path, *, is_best: bool) -> None:

@@ -140,8 +140,14 @@ class _Session:
             with (
                 closing(run),
                 listening(run.folder, self.ancestors) as stop,
-                watching(run, pulse, self.hp, stop) as watch,
+                ExitStack() as watched,
             ):
+                try:
+                    watch = watched.enter_context(watching(run, pulse, self.hp, stop))
+                except (UserError, OSError) as error:
+                    tell_failed(run, str(error), EXIT_USER)
+                    run.take_back()
+                    raise
                 met.close()
                 return self._train_in(run, stop, pulse, watch)
 

@@ -224,8 +224,13 @@ class Watch:
         self._show(ENDED)
 
     def _is_first_here(self, verdict: Verdict) -> bool:
-        """Whether no lower rank of this machine is there to end those that hang."""
+        """Whether this rank is to end those of this machine that hang: no lower one is there that does not.
+
+        One that hung itself and was woken ends nobody: all that were woken with it are as well as it is, and leave.
+        """
         hung = {beat.rank for beat in verdict.hung}
+        if self._rank in hung:
+            return False
         here = [beat for beat in read_beats(self._folder) if beat.host == self._beat.host]
         living = [beat.rank for beat in here if beat.rank not in hung and inspect(beat).status != "gone"]
         return self._rank == min([*living, self._rank])

@@ -17,7 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from ranks import alive, free_port, run_ranks, start_launcher, start_ranks, status, wait, wait_until
 
-from enhancer.engine.pulse import BEAT_SECONDS
+from enhancer.engine.abort import write_abort
+from enhancer.engine.peers import Verdict
+from enhancer.engine.pulse import BEAT_SECONDS, read_beats
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
@@ -70,6 +72,26 @@ def test_a_rank_that_dies_or_freezes_ends_the_run_within_30_s_of_default_limits(
     assert ("stopped" if number == signal.SIGSTOP else "killed") in reason
     for rank in {0, 1} if number == signal.SIGSTOP else {0, 1} - {victim}:
         assert re.search(r"Thread .*most recent call first", stacks(run, rank))
+
+
+def test_ranks_that_were_all_frozen_and_woken_leave_by_themselves_and_end_nobody(tmp_path):
+    """The test is the rank of another machine that has missed them."""
+    run = tmp_path / "run"
+    processes = start_ranks("accelerate", 2, run, *HALF, "--step-seconds", "0.02")
+    wait_until(lambda: (run / "status.json").exists() and status(run)["step"] > 0, 120, "the first step")
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+        state = psutil.Process(process.pid).status
+        wait_until(lambda state=state: state() == psutil.STATUS_STOPPED, 10, "both are frozen")
+    beats = tuple(read_beats(run / "heartbeats"))
+    assert len(beats) == 2
+    assert write_abort(run / "heartbeats", beats[0].launch, Verdict("no sign of both", 71, beats))
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+    ended = [wait(process) for process in processes]
+    assert [each.code for each in ended] == [71, 71], [each.text for each in ended]
+    assert failed(run, 71) == "no sign of both"
+    assert all("most recent call first" in stacks(run, rank) for rank in (0, 1))
 
 
 def test_a_rank_frozen_in_its_first_step_ends_the_run(tmp_path):
@@ -165,7 +187,8 @@ def test_a_rank_that_cannot_show_signs_of_life_ends_the_start_on_both_in_words(t
     text = f"error: rank 1 cannot write {run}/heartbeats/rank00001.json (Permission denied), by which the ranks watch"
     assert [each.text.count(text) for each in ended] == [1, 0]
     assert "Traceback" not in ended[0].text + ended[1].text
-    assert not (run / "checkpoints").exists() and not (run / "stacks").exists() and not alive(run)
+    assert failed(run, 2).startswith(text.removeprefix("error: "))
+    assert not any((run / name).exists() for name in ("checkpoints", "stacks", "hparams.yaml"))
 
 
 def test_a_run_that_goes_well_leaves_no_trace_of_the_watch(tmp_path):

@@ -70,6 +70,8 @@ def _server(backend: str) -> subprocess.Popen[str]:
 
 
 def _end(server: subprocess.Popen[str]) -> None:
+    if server.poll() is not None:
+        return
     for process in [*psutil.Process(server.pid).children(recursive=True), server]:
         process.kill()
     server.communicate()

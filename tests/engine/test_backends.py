@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import forked_ranks
-from ranks import column, records
+from ranks import column, records, status
 from test_guard import make_backend, snapshot
 from toy import ToyStream, ToyTask
 
@@ -121,6 +121,17 @@ def test_masters_that_the_fused_adam_holds_as_one_are_found_by_weight(random):
         assert torch.equal(master.bfloat16(), weight)
         assert not torch.equal(master, weight.float())
     assert masters.read(torch.nn.Parameter(torch.zeros(2), requires_grad=False)) is None
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("values", [(), ("--set", "gradient_accumulation_steps=2")])
+def test_a_parameter_that_the_loss_does_not_reach_ends_a_run_of_two_ranks_in_words(tmp_path, values):
+    """Its bucket of gradients is never exchanged, so the ranks would drift apart."""
+    run = tmp_path / "run"
+    for ended in forked_ranks("accelerate", 2, run, "--unused", "--set", "batch_size_per_gpu=2", *values):
+        assert ended.code == 1, ended.text
+    assert "were not used in producing loss" in status(run)["reason"]
+    assert status(run)["step"] == 1
 
 
 @pytest.mark.multi

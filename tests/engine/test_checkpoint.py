@@ -252,6 +252,19 @@ def test_a_kill_between_a_checkpoint_and_its_pointer_is_mended_by_the_restart(tm
         assert (checkpoints.folder / "BEST").read_text() == "step-0000005\n"
 
 
+def test_a_later_best_of_an_evaluation_that_the_manifest_was_not_told_is_kept(tmp_path):
+    """As versions left it that did not amend manifests; what lies beyond the checkpoint or is gone, it cannot be."""
+    checkpoints = saved(tmp_path, 3, 4, 5)
+    checkpoints.save(replace(state_at(6), evaluated=3, best=2.0, best_step=3), TinyBackend())
+    saved(tmp_path, 7)
+    (checkpoints.folder / "step-0000007" / "tiny-0.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(checkpoints.folder / "step-0000004")
+    for found, expected in ((5, 5), (6, 6), (7, 3), (4, 3)):
+        (checkpoints.folder / "BEST").write_text(f"step-{found:07d}\n")
+        checkpoints.restore(checkpoints.latest_valid(), TinyBackend())
+        assert (checkpoints.folder / "BEST").read_text() == f"step-{expected:07d}\n"
+
+
 def test_a_damaged_step_is_written_anew_when_training_comes_by_again(tmp_path):
     checkpoints = saved(tmp_path, 1, 2)
     (checkpoints.folder / "step-0000002" / "tiny-0.safetensors").write_bytes(b"")

@@ -20,7 +20,7 @@ from toy import toy_hparams
 
 from data_shards import damages, mix, pitch_recipe
 from enhancer.engine.accelerate_backend import AccelerateBackend, start
-from enhancer.engine.forecast import forecast, module_bytes, optimizer_bytes
+from enhancer.engine.forecast import Forecast, forecast, module_bytes, optimizer_bytes
 from enhancer.engine.optimizers import make_optimizer, optimizer_groups
 from enhancer.engine.stop import Stop
 from enhancer.engine.task import Foreseeable
@@ -181,6 +181,21 @@ def test_zero_shares_what_the_optimiser_holds_and_the_moving_average_is_whole_ev
     frozen = module_bytes(hp, module, groups, "deepspeed", 1, is_main=True)
     assert (frozen.weights, frozen.masters, frozen.gradients) == (2 * size, 4 * rest, 2 * rest)
     assert frozen.states == pytest.approx(8 * rest, abs=16)
+
+
+def test_each_of_several_ranks_on_accelerate_holds_copies_of_the_gradients_of_all_modules_all_the_time():
+    """DistributedDataParallel: a reducer's buckets are as large as the module's trained weights and are never freed."""
+    module = memory_steps.modules()["generator"]
+    module[0].requires_grad_(False)
+    size = sum(weight.numel() for weight in module[2].parameters())
+    groups = [{"params": list(module.parameters())}]
+    for precision in ("fp32", "bf16"):
+        hp = toy_hparams(f"precision={precision}")
+        alone, two = (module_bytes(hp, module, groups, "accelerate", n, is_main=True) for n in (1, 2))
+        assert (alone.copies, two.copies, two.steady - alone.steady) == (0, 4 * size, 4 * size)
+        assert (two.gradients, two.buffers) == (4 * size, 0)
+    held = {"generator": two, "judge": two}
+    assert Forecast(held, {}, 8).total - Forecast({**held, "judge": alone}, {}, 8).total == 4 * size
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "psgd", "soap"])

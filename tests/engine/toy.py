@@ -70,6 +70,8 @@ class ToyTask:
     is_channels_last: bool = False
     is_judge_last: bool = False
     """The generator's update comes first, so that batches can be taken in parts."""
+    has_unused: bool = False
+    """The generator has a parameter that no loss reaches."""
     most_rows: int = 0
     """Rows of the largest batch that a module was called with."""
     name: str = "toy"
@@ -89,6 +91,8 @@ class ToyTask:
         }
         if self.is_channels_last:
             modules["generator"] = ChannelsLast()
+        if self.has_unused:
+            modules["generator"].register_parameter("unused", nn.Parameter(torch.zeros(FEATURES)))
         if self.is_adversarial:
             modules["judge"] = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 1))
         return modules
@@ -230,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--adversarial", action="store_true")
     parser.add_argument("--judge-last", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--unused", action="store_true")
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--local_rank", type=int)
@@ -240,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             place.rank, place.world_size, place.batch_size, options.fault, options.step_seconds
         )
         task = ToyTask(options.adversarial, not options.no_noise, options.channels_last, options.judge_last)
+        task.has_unused = options.unused
         return task, stream
 
     session = Options(options.run, backend=options.backend, init_from=options.init_from)
