@@ -85,6 +85,10 @@ class RestoreHParams(DamageHParams):
             description="share of noise in what the flow starts from in use; the rest is the recording's latents"
         ),
     ] = 0.5
+    prior_mix_range: Annotated[
+        tuple[Probability, Probability],
+        Field(description="the same in training, drawn per example; prior_mix lies in it"),
+    ] = (0.0, 1.0)
     valid_items: Annotated[
         int, Field(gt=0, le=1_000_000, description="mixtures on the fixed validation list")
     ] = 36
@@ -97,6 +101,13 @@ class RestoreHParams(DamageHParams):
         super().__post_init__()
         require_order("task.level_range_db", self.level_range_db)
         require_order("task.valid_snr_range_db", self.valid_snr_range_db)
+        require_order("task.prior_mix_range", self.prior_mix_range)
+        low, high = self.prior_mix_range
+        if not low <= self.prior_mix <= high:
+            raise ValueError(
+                f"task.prior_mix {self.prior_mix:g} lies outside of task.prior_mix_range {low:g} to {high:g}, so that "
+                "the network never learns from such a start; set one to fit the other"
+            )
         if self.kernel_size % 2 == 0:
             raise ValueError(
                 f"task.kernel_size {self.kernel_size} is even, so that no frame is in its middle; give an odd one, "

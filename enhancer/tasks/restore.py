@@ -254,9 +254,11 @@ class RestoreTask:
     def _drawn(self, draws: list[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Time, prior mix and strength, [B] each, and noise as large as `like`: functions of the seed and the draws."""
         rows, noise = [], []
+        low, high = self.own.prior_mix_range
         for draw in draws:
             generator = generator_of("flow", self.hp.seed, draw)
-            share, prior_mix = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+            share, mix = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+            prior_mix = low + (high - low) * mix
             rows.append([float(time_at(share)), prior_mix, beta_of(generator, STRENGTH_SHAPE)])
             noise.append(torch.randn(like.shape[1:], generator=generator))
         time, prior_mixes, strength = torch.tensor(rows).to(like).unbind(1)

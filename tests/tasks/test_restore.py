@@ -114,6 +114,26 @@ def test_the_loss_is_the_squared_error_of_the_velocity_of_a_straight_path(
     )
 
 
+def test_paths_begin_with_as_much_noise_as_their_range_says(
+    hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
+) -> None:
+    own = replace(hp.task, prior_mix=0.3, prior_mix_range=(0.25, 0.35))
+    for given, (low, high) in ((hp, (0.0, 1.0)), (replace(hp, task=own), (0.25, 0.35))):
+        task, modules = fresh(given, constants)
+        drawn = []
+        for first in range(0, 40, 2):
+            task.step(modules, {**batch, "draw": torch.tensor([first, first + 1])}, Descent(modules))
+            drawn += modules["velocity"].asked[3].tolist()
+        width = high - low
+        assert low <= min(drawn) < low + 0.2 * width and high - 0.2 * width < max(drawn) <= high
+    for wrong, told in (
+        ({"prior_mix": 0.5}, "0.5 lies outside of task.prior_mix_range 0.25 to 0.35"),
+        ({"prior_mix_range": (0.4, 0.2)}, "task.prior_mix_range"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            replace(own, **wrong)
+
+
 def test_what_is_drawn_follows_the_draw_and_neither_the_row_nor_the_rank(
     hp: HParams, constants: dict[str, nn.Module], batch: dict[str, torch.Tensor]
 ) -> None:
