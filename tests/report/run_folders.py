@@ -31,12 +31,15 @@ from hparams.enhance import EnhanceHParams
 from hparams.fields import kinds
 from hparams.load import dump
 from hparams.pitch import PitchHParams
+from hparams.restore import RestoreHParams
 from hparams.schema import HParams
 from hparams.tasks import DenoiseHParams, StringHParams
 from launch.common import open_data
 from launch.evaluate import evaluate
+from launch.frozen_runs import frozen_constants
 from tests.data_shards import pedal_audio
 from tests.data_shards.shift_audio import write_melodies
+from tests.finished_runs import TINY_DENOISER, TINY_STAGE1, write_run
 
 RATE_HZ = 44_100
 EVALUATED = (20, 40)
@@ -80,7 +83,7 @@ def mix_corpora(root: Path, name: str = "voice") -> dict[str, Path]:
 
 
 def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
-    """A small run of `task`. `changes` go to the run, or to its task where it has such a field."""
+    """A small run of `task`. `corpora` and `changes` go to its task where that has such a field, else to the run."""
     small = {"width": 2, "valid_items": 5, "valid_seconds": 0.5, "hidden_size": 4, "knobs": ("drive",)}
     small |= {"outlook_seconds": 0.6, "valid_seconds": 0.6} if task == "string" else {}
     small |= {"context_samples": 8, "train_windows": 500, "valid_windows": 200, "folds": 2}
@@ -88,16 +91,17 @@ def hparams_of(task: str, corpora: dict[str, Path], **changes: Any) -> HParams:
     small |= {"encoder_width": 2, "decoder_width": 32, "num_codebooks": 2, "codebook_size": 16}
     small |= {"autoencoder_width": 4, "autoencoder_blocks": 1, "vocoder_width": 8, "vocoder_blocks": 1}
     small |= {"periods": (2,), "period_width": 1, "resolution_width": 1}
+    small |= {"num_latents": TINY_STAGE1.num_latents, "num_blocks": 1, "kernel_size": 3, "nfe": 2}
     kind: type[Any] = kinds()[task]
     names = {each.name for each in dataclasses.fields(kind)}
-    own = kind(**{name: value for name, value in {**small, **changes}.items() if name in names})
-    rest = {name: value for name, value in changes.items() if name not in names}
+    given = {**corpora, **changes}
+    own = kind(**{name: value for name, value in {**small, **given}.items() if name in names})
+    rest = {name: value for name, value in given.items() if name not in names}
     values = {
         "max_steps": 60,
         "warmup_steps": 10,
         "training_seconds": 0.25,
         "valid_fraction": 0.5,
-        **corpora,
         **rest,
     }
     return HParams(task=own, **values)
@@ -122,11 +126,14 @@ def pitch_corpus(root: Path) -> Path:
 
 
 def corpora_of(task: str, root: Path) -> dict[str, Path]:
-    """What `task` learns from: mixes, notes of a string, shifted pairs, or for all others a device."""
+    """What `task` learns from: mixes, also with finished runs, notes of a string, shifted pairs, or else a device."""
     if kinds()[task] is StringHParams:
         return {"note_dir": note_corpus(root)}
     if kinds()[task] is PitchHParams:
         return {"pair_dir": pitch_corpus(root)}
+    if kinds()[task] is RestoreHParams:
+        runs = {"stage1_run": TINY_STAGE1, "denoiser_run": TINY_DENOISER}
+        return mix_corpora(root) | {name: write_run(root / name, own) for name, own in runs.items()}
     is_of_mixes = kinds()[task] in (DenoiseHParams, CodecHParams, EnhanceHParams)
     return mix_corpora(root) if is_of_mixes else {"pair_dir": device_corpus(root)}
 
@@ -136,6 +143,7 @@ def make_run(folder: Path, hp: HParams, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     (folder / "hparams.yaml").write_text(dump(hp))
     (folder / "status.json").write_text('{"state": "finished", "step": 60, "reason": ""}')
+    frozen_constants(hp, folder, is_writer=True)
     monitor = Monitor.open(folder, max_steps=60, from_step=0)
     monitor.event(0, "start", "fresh run")
     generator = torch.Generator().manual_seed(seed)
@@ -169,7 +177,7 @@ def _judge(folder: Path, hp: HParams, monitor: Monitor, step: int, seed: int) ->
     rows = [{**row, task.best_metric: row[task.best_metric] + sign * step} for row in rows]
     summary = {name: (each.mean, each.low, each.high) for name, each in summarise(rows).items()}
     monitor.evaluation(step, summary, rows, 1.0)
-    shown = TASKS[hp.task.name](hp, stream.constants())
+    shown = TASKS[hp.task.name](hp, {**stream.constants(), **run.constants})
     with torch.no_grad():
         shown.show({task.main_module: run.module}, next(iter(stream.validation())), monitor.media(step))
 

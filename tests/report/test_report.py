@@ -47,8 +47,8 @@ def test_a_run_of_every_task_has_its_report(task: str, runs: Runs, tmp_path: Pat
         assert f"{row[TASKS[task].best_metric]:.4g}" in document.texts
     assert "by step-0000040" in document.text
     played = sounds(document)
-    # Of a string the plain linear filter is played too, of the enhancer Griffin-Lim.
-    assert len(played) == (4 if task in ("string", "enhance") else 3) * min(3, len(best["rows"]))
+    # Of a string the plain linear filter is played too, of the enhancer Griffin-Lim or the denoiser.
+    assert len(played) == (4 if task in ("string", "enhance", "restore") else 3) * min(3, len(best["rows"]))
     for title in ("Loss", "Gradient norm", "Frequency response", "Estimate against target"):
         assert title in document.texts
     pictures = [str(attributes["href"]) for attributes in document.of("image")]
