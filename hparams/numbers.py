@@ -14,7 +14,7 @@ NonNegative = Annotated[int, Field(ge=0, le=MOST)]
 RateHz = Annotated[int, Field(gt=0, le=1_000_000)]
 WindowSamples = Annotated[int, Field(gt=0, le=MOST_SAMPLES)]
 HiddenSize = Annotated[int, Field(gt=0, le=16_384)]
-Seconds = Annotated[float, Field(gt=0, le=3600)]
+Seconds = Annotated[float, Field(ge=1e-4, le=3600)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
