@@ -8,7 +8,8 @@ from typing import Any
 
 _NAMES = {
     "si_sdr": "SI-SDR", "esr": "ESR", "mse": "MSE", "mae": "MAE", "dc": "DC", "l1": "L1", "stft": "STFT", "db": "(dB)",
-    "hf": "HF", "10k": "10 kHz", "t60": "T60", "f0": "f0", "dbfs": "(dBFS)",
+    "hf": "HF", "10k": "10 kHz", "t60": "T60", "f0": "f0", "dbfs": "(dBFS)", "hz": "(Hz)", "pesq": "PESQ",
+    "stoi": "STOI",
 }  # fmt: skip
 
 

@@ -87,6 +87,7 @@ def test_elements_escape_what_is_no_markup() -> None:
 def test_names_and_values_in_words() -> None:
     assert words.label("si_sdr_improvement_db") == "SI-SDR improvement (dB)"
     assert words.label("excess_above_10k_db") == "Excess above 10 kHz (dB)"
+    assert words.label("bandwidth_of_input_hz") == "Bandwidth of input (Hz)"
     assert (words.label("esr"), words.label("learning_rate")) == ("ESR", "Learning rate")
     assert (
         words.duration(3725) == "1 h 02 min"
